@@ -1,0 +1,92 @@
+"""Which implementation serves a call: the Triton kernels or the plain-PyTorch reference. Decided here, nowhere else."""
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "triton", "reference"]
+
+logger = logging.getLogger("fastflow")
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_MIN_CAPABILITY = (8, 0)
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in the interpreter (``TRITON_INTERPRET=1`` before Triton is imported)."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def debug_checks() -> bool:
+    """Whether checks that must read values off the GPU are wanted (``FASTFLOW_DEBUG=1``)."""
+    return os.environ.get("FASTFLOW_DEBUG", "0") == "1"
+
+
+def why_not_triton(*tensors: Tensor) -> str | None:
+    """The reason the Triton kernels cannot take these tensors, or None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    for x in tensors:
+        if x.dtype not in KERNEL_DTYPES:
+            return f"the kernels take float16, bfloat16 and float32, not {str(x.dtype).removeprefix('torch.')}"
+        if x.device.type == "cpu":
+            if not interpreted():
+                return "the tensors are on the CPU (the kernels run there only with TRITON_INTERPRET=1)"
+            if x.dtype == torch.bfloat16:
+                return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 with TRITON_INTERPRET=1"
+        elif x.device.type != "cuda":
+            return f"the kernels run on CUDA devices, not {x.device.type!r}"
+        elif torch.version.hip is None and _capability(x.device.index) < _MIN_CAPABILITY:
+            return f"the GPU has compute capability {_capability(x.device.index)}, the kernels need {_MIN_CAPABILITY}"
+    return None
+
+
+def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "reference"]:
+    """Choose the implementation for one call of an op of ``family``.
+
+    ``"auto"`` follows the environment variable ``FASTFLOW_BACKEND`` if it is set, else takes Triton on a GPU that the
+    kernels support and the reference otherwise, and logs the reason once per family. ``"triton"`` on tensors the
+    kernels cannot take raises a ValueError with the reason.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, got {backend!r}")
+    if backend == "auto":
+        backend = os.environ.get("FASTFLOW_BACKEND", "auto")
+        if backend not in get_args(Backend):
+            raise ValueError(
+                f"FASTFLOW_BACKEND must be one of {', '.join(map(repr, get_args(Backend)))}, got {backend!r}"
+            )
+    if backend == "reference":
+        return "reference"
+    reason = why_not_triton(*tensors)
+    if backend == "triton":
+        if reason is not None:
+            raise ValueError(f"backend='triton' cannot serve {family}: {reason}")
+        return "triton"
+    if reason is None and tensors and all(x.device.type == "cpu" for x in tensors):
+        reason = "the tensors are on the CPU; the interpreter is for tests, ask for it with backend='triton'"
+    if not torch.compiler.is_compiling():
+        _log_once(family, reason)
+    return "triton" if reason is None else "reference"
+
+
+@functools.cache
+def _capability(device_index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device_index)
+
+
+@functools.cache
+def _log_once(family: str, reason: str | None) -> None:
+    if reason is None:
+        logger.info("%s: Triton kernels", family)
+    else:
+        logger.info("%s: PyTorch reference, because %s", family, reason)
