@@ -1,95 +1,83 @@
-"""Counter-based random numbers in plain PyTorch: the definition that every kernel must reproduce.
+"""Counter-based random numbers on the CPU: the definition that every kernel must reproduce.
 
-A draw is a pure function of ``(seed, offset, element index)``; README.md beside this file says which.
+A draw is a pure function of ``(seed, offset, element index)``; README.md beside this file says which. The integer part
+is NumPy because uint32 is a native type there.
 """
 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_CHUNK = 1 << 15  # counters at a time: the working set stays in the cache
+_CHUNK = 1 << 14  # counters at a time: the working set stays in the cache
+_WORD = 0xFFFFFFFF
 
 
-def philox_4x32(counter: Tensor, seed: int) -> Tensor:
-    """Philox-4x32-10 (Salmon et al., SC 2011): four words for each counter.
+def philox_4x32(counter: np.ndarray, seed: int) -> np.ndarray:
+    """Philox-4x32-10 (Salmon et al., SC 2011, section 4): four words for each counter.
 
-    counter: int64 ``[4, n]`` holding uint32 words; the key is the low and the high half of ``seed``.
-    Returns int64 ``[4, n]`` holding uint32 words.
+    counter: uint32 ``[4, n]``; the key is the low and the high half of ``seed``. Returns uint32 ``[4, n]``.
     """
-    even, odd = counter[0::2], counter[1::2]  # [2, n]: (c0, c2) and (c1, c3)
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device)[:, None]
-    keys = torch.tensor(_round_keys(seed), device=counter.device)[:, :, None]
-    for key in keys.unbind():
-        product = even * multipliers  # wraps in int64, which leaves the 64 bits right
-        even = ((product.flip(0) >> 32) ^ odd ^ key) & _MASK
-        odd = (product & _MASK).flip(0)
-    return torch.stack((even, odd), dim=1).flatten(0, 1)
+    c0, c1, c2, c3 = counter
+    for r in range(_ROUNDS):
+        k0, k1 = (np.uint32((seed >> 32 * i) + r * step & _WORD) for i, step in enumerate(_KEY_STEPS))
+        low0, high0 = _multiply(c0, _MULTIPLIERS[0])
+        low1, high1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+    return np.stack((c0, c1, c2, c3))
 
 
-def words(start: int, stop: int, seed: int, offset: int, device: torch.device | str = "cpu") -> Tensor:
-    """The uint32 words of elements ``start .. stop - 1``, as int64 ``[stop - start]``.
+def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
+    """The uint32 words of elements ``start .. stop - 1``.
 
     Element i is word ``i % 4`` of counter ``(i // 4, offset)``, each half of the counter low word first.
     """
-    first, last = start // 4, -(-stop // 4)
-    group = torch.arange(first, last, device=device)
-    high = torch.full_like(group, offset >> 32)
-    counter = torch.stack((group & _MASK, group >> 32, torch.full_like(group, offset & _MASK), high))
-    return philox_4x32(counter, seed).T.flatten()[start - 4 * first : stop - 4 * first]
+    first = start // 4
+    group = np.arange(first, -(-stop // 4), dtype=np.uint64)
+    counter = np.empty((4, group.size), dtype=np.uint32)
+    counter[:2] = group & np.uint64(_WORD), group >> np.uint64(32)
+    counter[2:] = [[offset & _WORD], [offset >> 32]]
+    return philox_4x32(counter, seed).T.reshape(-1)[start - 4 * first : stop - 4 * first]
 
 
-def gaussian(
-    numel: int, seed: int, offset: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Standard normals ``[numel]`` by Box-Muller in fp32, then cast to dtype."""
-    return _in_chunks(numel, dtype, device, lambda a, b: _box_muller(words(a, b, seed, offset, device)))
+def gaussian(numel: int, seed: int, offset: int) -> Tensor:
+    """Standard normals by Box-Muller, fp32 ``[numel]``, computed in fp64 and rounded once."""
+    return _in_chunks(numel, lambda start, stop: _box_muller(words(start, stop, seed, offset)).flatten())
 
 
-def uniform(
-    numel: int, seed: int, offset: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Uniforms ``[numel]`` on the open interval (0, 1): (top 23 bits + 1/2) / 2^23, exact in fp32."""
-    return _in_chunks(
-        numel,
-        dtype,
-        device,
-        lambda a, b: ((words(a, b, seed, offset, device) >> 9).to(torch.float32) + 0.5) * 2.0**-23,
-    )
+def uniform(numel: int, seed: int, offset: int) -> Tensor:
+    """Uniforms on the open interval (0, 1), ``(top 23 bits + 1/2) / 2^23``, fp32 ``[numel]``."""
+
+    def draw(start: int, stop: int) -> Tensor:
+        top = words(start, stop, seed, offset) >> np.uint32(9)
+        return torch.from_numpy(top.astype(np.float32)).add_(0.5).mul_(2.0**-23)
+
+    return _in_chunks(numel, draw)
 
 
-def _round_keys(seed: int) -> list[tuple[int, int]]:
-    low, high = seed & _MASK, seed >> 32 & _MASK
-    return [((low + r * _KEY_STEPS[0]) & _MASK, (high + r * _KEY_STEPS[1]) & _MASK) for r in range(_ROUNDS)]
+def _multiply(word: np.ndarray, multiplier: int) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high half of the 64-bit product."""
+    product = np.multiply(word, np.uint64(multiplier), dtype=np.uint64)
+    return product.astype(np.uint32), (product >> np.uint64(32)).astype(np.uint32)
 
 
-def _box_muller(word: Tensor) -> Tensor:
-    """Pairs of words to pairs of normals. word: int64 ``[4 m]``; returns fp32 ``[4 m]``."""
-    word_radius, word_angle = word.view(-1, 2).unbind(1)
-    u = (word_radius | 1).to(torch.float32) * 2.0**-32  # in [2^-32, 1]
-    radius = torch.sqrt(-2.0 * torch.log(u))
-    # angle = quadrant * pi/2 + phi with |phi| <= pi/4: exact in integers, so that sin and cos are accurate at their zeros
-    quadrant = (word_angle + (1 << 29)) >> 30
-    phi = (word_angle - (quadrant << 30)).to(torch.float32) * (2.0 * math.pi / 2.0**32)
-    sine, cosine = torch.sin(phi), torch.cos(phi)
-    odd = (quadrant & 1).bool()
-    x = torch.where(odd, sine, cosine) * torch.where(((quadrant + 1) & 2).bool(), -radius, radius)
-    y = torch.where(odd, cosine, sine) * torch.where((quadrant & 2).bool(), -radius, radius)
-    return torch.stack((x, y), dim=1).flatten()
+def _box_muller(word: np.ndarray) -> Tensor:
+    """Pairs of words to pairs of normals, in fp64 throughout: uint32 ``[2 m]`` to ``[m, 2]``."""
+    radius = torch.from_numpy((word[0::2] | np.uint32(1)).astype(np.float32).astype(np.float64))
+    angle = torch.from_numpy(word[1::2] * (2.0 * math.pi / 2**32))
+    radius.mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    return torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=1)
 
 
-def _in_chunks(
-    numel: int, dtype: torch.dtype, device: torch.device | str, draw: Callable[[int, int], Tensor]
-) -> Tensor:
-    """Concatenate ``draw(start, stop)`` over whole groups of four, chunk by chunk, and keep the first ``numel``."""
-    size = 4 * _CHUNK if torch.device(device).type == "cpu" else max(4, numel)
-    whole = -(-numel // 4) * 4
-    parts = [draw(a, min(a + size, whole)).to(dtype) for a in range(0, whole, size)]
-    if len(parts) == 1:
-        return parts[0][:numel]
-    return torch.cat(parts)[:numel] if parts else torch.empty(0, dtype=dtype, device=device)
+def _in_chunks(numel: int, draw: Callable[[int, int], Tensor]) -> Tensor:
+    """``draw(start, stop)`` over whole groups of four, chunk by chunk, cut to ``numel``."""
+    out = torch.empty(-(-numel // 4) * 4)
+    for start in range(0, out.numel(), 4 * _CHUNK):
+        stop = min(start + 4 * _CHUNK, out.numel())
+        out[start:stop] = draw(start, stop)
+    return out[:numel]

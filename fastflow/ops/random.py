@@ -1,0 +1,95 @@
+"""Randomness as a pure function of ``(seed, offset, element index)``: nothing here reads a global generator."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastflow import _backend
+from fastflow.kernels.noise import reference
+
+_LIMIT = 1 << 63
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Standard normal noise that is drawn where it is used and never stored.
+
+    Element i of a tensor of any shape (i counts in contiguous order) is a function of ``(seed, offset, i)`` alone:
+    Philox-4x32-10 with the seed as key and ``(i // 4, offset)`` as counter, then Box-Muller [Salmon et al., "Parallel
+    random numbers: as easy as 1, 2, 3", SC 2011]. Use one seed for a run and one offset for a step. The ops accept it
+    wherever they accept ``x0`` or ``noise``; :meth:`materialize` gives the same numbers as a tensor.
+
+    Args:
+        seed: 0 <= seed < 2^63.
+        offset: 0 <= offset < 2^63; streams of different offsets never overlap.
+
+    Raises:
+        TypeError: seed or offset is not an int.
+        ValueError: seed or offset is out of range.
+    """
+
+    seed: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        check_stream(self.seed, self.offset)
+
+    def materialize(
+        self,
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """The noise as a tensor of this shape: the fp32 draws, cast to dtype."""
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating point type, got {dtype}")
+        return torch.ops.fastflow.gaussian(list(shape), self.seed, self.offset, dtype, torch.device(device))
+
+
+def uniform(
+    shape: Sequence[int],
+    seed: int,
+    offset: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Uniforms on the open interval (0, 1), the same on every device; arguments as for :class:`GaussianNoise`."""
+    check_stream(seed, offset)
+    return reference.uniform(math.prod(shape), seed, offset).view(*shape).to(device=device, dtype=dtype)
+
+
+def permutation(num: int, seed: int, offset: int = 0) -> Tensor:
+    """A uniformly random permutation of ``0 .. num - 1``, int64 on the CPU; arguments as for :class:`GaussianNoise`."""
+    check_stream(seed, offset)
+    return torch.from_numpy(reference.words(0, num, seed, offset).argsort(kind="stable"))
+
+
+def check_stream(seed: int, offset: int) -> None:
+    """Raise unless seed and offset name a stream of the generator."""
+    for name, value in (("seed", seed), ("offset", offset)):
+        if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if not 0 <= value < _LIMIT:
+            raise ValueError(f"{name} must satisfy 0 <= {name} < 2^63, got {value}")
+
+
+@torch.library.custom_op("fastflow::gaussian", mutates_args=())
+def _gaussian(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    numel = math.prod(shape)
+    if _backend.why_not_triton(torch.empty(0, dtype=torch.float32, device=device)) is None and device.type != "cpu":
+        from fastflow.kernels.noise.gaussian import gaussian
+
+        out = gaussian(numel, seed, offset, dtype, device)
+    else:
+        out = reference.gaussian(numel, seed, offset).to(device=device, dtype=dtype)
+    return out.view(shape)
+
+
+@_gaussian.register_fake
+def _(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
