@@ -1,0 +1,1 @@
+"""Softmax attention, its tangents and the backward of both."""

@@ -1,0 +1,52 @@
+"""Oracles in plain PyTorch and the comparisons every test uses."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def math_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``softmax(s Q Kᵀ + bias) V`` written out, so that autograd gives every derivative; a fully masked row is zero."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(groups, dim=-3) for x in (key, value))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = scale * query @ key.mT
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is None:
+        attends = torch.ones_like(scores, dtype=torch.bool)
+    elif attn_mask.dtype == torch.bool:
+        attends = attn_mask.expand_as(scores)
+    else:
+        attends = (attn_mask > -torch.inf).expand_as(scores)
+        scores = scores + attn_mask.masked_fill(attn_mask == -torch.inf, 0.0)
+    top = scores.detach().masked_fill(~attends, -torch.inf).amax(-1, keepdim=True).clamp(min=-1e300)
+    weights = torch.where(attends, (scores - top).exp(), 0.0)
+    total = weights.sum(-1, keepdim=True)
+    return weights @ value / torch.where(total == 0, 1.0, total)
+
+
+def relative_l2(actual: Tensor, expected: Tensor) -> float:
+    """``‖actual − expected‖ / ‖expected‖`` in float64; absolute where the expectation is zero."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    error, size = torch.linalg.vector_norm(actual - expected), torch.linalg.vector_norm(expected)
+    return (error / size if size > 0 else error).item()
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
+    """Same shape, finite, and relative L2 distance at most ``tolerance``."""
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert actual.isfinite().all(), f"{name}: not finite"
+    error = relative_l2(actual, expected)
+    assert error <= tolerance, f"{name}: relative L2 error {error:.2e} > {tolerance:.0e}"
