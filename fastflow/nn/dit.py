@@ -1,0 +1,210 @@
+"""The diffusion Transformer (Peebles and Xie, 2212.09748) as a velocity field in continuous time."""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from fastflow.nn.embeddings import TimeEmbedding, position_embedding
+from fastflow.ops.attention import attention
+
+PRESETS = {
+    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
+    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
+    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
+}
+PATCH_SIZES = (2, 4, 8)
+
+
+class DiT(nn.Module):
+    """Velocity ``v(x, t, y)`` by a Transformer over patches, steered by adaptive layer norm that starts at zero.
+
+    Each block computes ``x + g1 · Attn(LN(x)(1 + a1) + b1)`` and then ``x + g2 · MLP(LN(x)(1 + a2) + b2)``, with
+    ``a, b, g`` linear in the embedding of time and label and zero at the start, as is the last layer: an untrained
+    model returns exactly zero. It has no dropout, so it is a pure function of its input and parameters, and it works
+    under ``torch.func`` (``jvp``, ``grad``, ``vmap`` over tangents) and ``torch.compile(fullgraph=True)``.
+
+    Args:
+        input_size: height and width of the input, an int for a square one.
+        patch_size: side of a patch; divides both.
+        in_channels: channels of the input and of the velocity.
+        hidden_size: width D of the Transformer, a multiple of 4 and of num_heads.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: width of a block's MLP over D.
+        num_classes: labels are 0 ... num_classes - 1; 0 for a model without labels.
+        class_dropout: fraction of labels that training replaces by the null class ``num_classes``. The model drops
+            nothing by itself: a positive value gives the null class its row in the label table.
+        qk_norm: RMS-normalise queries and keys in each head.
+    """
+
+    def __init__(
+        self,
+        input_size: int | tuple[int, int],
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        class_dropout: float = 0.1,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"patch_size must divide input_size {(height, width)}, got {patch_size}")
+        if hidden_size % num_heads:
+            raise ValueError(f"num_heads must divide hidden_size {hidden_size}, got {num_heads}")
+        if not 0.0 <= class_dropout < 1.0:
+            raise ValueError(f"class_dropout must be in [0, 1), got {class_dropout}")
+        self.input_shape = (in_channels, height, width)
+        self.patch_size = patch_size
+        self.num_classes = num_classes
+        self.class_dropout = class_dropout
+
+        patch_dim = in_channels * patch_size**2
+        grid = (height // patch_size, width // patch_size)
+        self.patch_embedding = nn.Linear(patch_dim, hidden_size)
+        self.register_buffer("positions", position_embedding(hidden_size, *grid), persistent=False)
+        self.time_embedding = TimeEmbedding(hidden_size)
+        if num_classes:
+            self.label_embedding = nn.Embedding(num_classes + (class_dropout > 0), hidden_size)
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_dim)
+        self._initialise()
+
+    @classmethod
+    def preset(cls, name: str, input_size: int = 32, in_channels: int = 4, **kwargs: Any) -> "DiT":
+        """One of the paper's sizes by its name: ``"S/2"``, ``"B/4"``, ``"XL/2"`` ...
+
+        Args:
+            name: S, B, L or XL, a slash, and the patch size 2, 4 or 8.
+            input_size: as in the constructor; the default is the latent of a 256 × 256 image.
+            in_channels: as in the constructor.
+            kwargs: the constructor's other arguments.
+        """
+        size, _, patch = name.partition("/")
+        if size not in PRESETS or patch not in map(str, PATCH_SIZES):
+            raise ValueError(
+                f"name must be one of {', '.join(PRESETS)} with /{', /'.join(map(str, PATCH_SIZES))}, got {name!r}"
+            )
+        return cls(input_size, int(patch), in_channels, **{**PRESETS[size], **kwargs})
+
+    @property
+    def null_class(self) -> int | None:
+        """The label that stands for "no label", or None if the model has none."""
+        return self.num_classes if self.num_classes and self.class_dropout > 0 else None
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The velocity at ``(x, t)`` given labels y.
+
+        Args:
+            x: ``[B, C, H, W]``.
+            t: ``[B]`` or a scalar tensor, in [0, 1].
+            y: int64 ``[B]`` or None for the null class.
+
+        Returns:
+            ``[B, C, H, W]``.
+
+        Raises:
+            ValueError: a shape is wrong, or y is given to a model without labels or missing where there is no null class.
+        """
+        if x.shape[1:] != self.input_shape:
+            raise ValueError(f"x must be [B, {', '.join(map(str, self.input_shape))}], got shape {tuple(x.shape)}")
+        if t.ndim > 1 or t.shape not in ((), x.shape[:1]):
+            raise ValueError(f"t must be a scalar or [{x.shape[0]}], got shape {tuple(t.shape)}")
+        p, (_, height, _) = self.patch_size, self.input_shape
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
+        tokens = self.patch_embedding(patches) + self.positions.to(x.dtype)  # [B, N, D]
+        condition = self.time_embedding(t.expand(x.shape[0]))
+        if (labels := self._labels(x, y)) is not None:
+            condition = condition + self.label_embedding(labels)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        out = self.final_layer(tokens, condition)
+        return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=height // p, p=p, q=p)
+
+    def _labels(self, x: Tensor, y: Tensor | None) -> Tensor | None:
+        if y is not None:
+            if not self.num_classes:
+                raise ValueError("y was given, but the model has no classes (num_classes=0)")
+            if y.shape != x.shape[:1]:
+                raise ValueError(f"y must be [{x.shape[0]}], got shape {tuple(y.shape)}")
+            return y
+        if not self.num_classes:
+            return None
+        if self.null_class is None:
+            raise ValueError("y is required: the model has no null class (class_dropout=0)")
+        return torch.full(x.shape[:1], self.null_class, device=x.device)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for layer in (self.time_embedding.mlp[0], self.time_embedding.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.modulation[1].weight)
+        nn.init.zeros_(self.final_layer.modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+
+class DiTBlock(nn.Module):
+    """A pre-norm Transformer block with adaLN-zero."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
+        super().__init__()
+        mlp_size = int(hidden_size * mlp_ratio)
+        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.attention = SelfAttention(hidden_size, num_heads, qk_norm)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, mlp_size), nn.GELU(approximate="tanh"), nn.Linear(mlp_size, hidden_size)
+        )
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x: ``[B, N, D]``, condition: ``[B, D]``; returns ``[B, N, D]``."""
+        b1, a1, g1, b2, a2, g2 = self.modulation(condition)[:, None].chunk(6, dim=-1)  # each [B, 1, D]
+        x = x + g1 * self.attention(self.norm1(x) * (1 + a1) + b1)
+        return x + g2 * self.mlp(self.norm2(x) * (1 + a2) + b2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention on fastflow's attention op."""
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.q_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.projection = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: ``[B, N, D]``; returns ``[B, N, D]``."""
+        query, key, value = rearrange(self.qkv(x), "b n (s h d) -> s b h n d", s=3, h=self.num_heads).unbind()
+        out = attention(self.q_norm(query), self.k_norm(key), value)
+        return self.projection(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class FinalLayer(nn.Module):
+    """Adaptive layer norm and the projection of each token to its patch."""
+
+    def __init__(self, hidden_size: int, patch_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+        self.linear = nn.Linear(hidden_size, patch_dim)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x: ``[B, N, D]``, condition: ``[B, D]``; returns ``[B, N, patch_dim]``."""
+        b, a = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.linear(self.norm(x) * (1 + a) + b)

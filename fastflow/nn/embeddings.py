@@ -1,0 +1,54 @@
+"""What the DiT is told besides the image: the time, and where each patch sits."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+_MAX_PERIOD = 10_000.0
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time, then a two-layer MLP: ``MLP([cos(ω t), sin(ω t)])``.
+
+    DiT's frequencies run from 1 down to 1/10,000 on time steps 0 ... 999. Here t is in [0, 1], so ω is ``time_scale``
+    times those: the embedding at t = k/1000 is DiT's at step k.
+
+    Args:
+        hidden_size: width D of the result.
+        num_frequencies: number of frequencies ω.
+        time_scale: what t is multiplied by.
+
+    Source: Peebles and Xie, Scalable Diffusion Models with Transformers (2212.09748), section 3.2.
+    """
+
+    def __init__(self, hidden_size: int, num_frequencies: int = 128, time_scale: float = 1000.0) -> None:
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.time_scale = time_scale
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t: ``[B]``; returns ``[B, D]``."""
+        t = t.to(torch.promote_types(t.dtype, torch.float32))  # 1000 t has no place in a half-precision mantissa
+        k = torch.arange(self.num_frequencies, dtype=t.dtype, device=t.device)
+        omega = self.time_scale * torch.exp(-math.log(_MAX_PERIOD) / self.num_frequencies * k)
+        angle = t[:, None] * omega
+        waves = torch.cat((angle.cos(), angle.sin()), dim=1)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:
+    """Fixed sine-cosine positions of a grid, ``[height * width, hidden_size]``: half the channels a row, half a column.
+
+    Source: Dosovitskiy et al. (2010.11929), in the two-dimensional form of He et al. (2111.06377).
+    """
+    if hidden_size % 4:
+        raise ValueError(f"hidden_size must be a multiple of 4 for sine-cosine positions, got {hidden_size}")
+    quarter = hidden_size // 4
+    omega = _MAX_PERIOD ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    angles = [axis.flatten()[:, None] * omega for axis in (row, column)]  # 2 x [H W, D / 4]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()

@@ -1,0 +1,17 @@
+"""Import of the libraries that only the trainer needs."""
+
+import importlib
+from types import ModuleType
+
+
+def extra(name: str) -> ModuleType:
+    """Import a module of the ``train`` extra, or raise a ModuleNotFoundError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        library = name.partition(".")[0]
+        if error.name != library:
+            raise
+        raise ModuleNotFoundError(
+            f"{library} is not installed; the trainer needs it: pip install 'fastflow[train]'", name=library
+        ) from None

@@ -1,0 +1,103 @@
+"""What a run records while it trains."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastflow.train.checkpoint import list_checkpoints
+from fastflow.train.extras import extra
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient became infinite or NaN."""
+
+
+class RunLog:
+    """A row for every step in ``metrics.jsonl``, and in TensorBoard on request.
+
+    Losses stay on the device until :meth:`flush`, so that the training loop waits for the GPU once every so many steps.
+
+    Args:
+        folder: the run's folder.
+        step: completed steps of the run that is continued; rows after it are dropped.
+        tensorboard: write TensorBoard events as well.
+    """
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        self.file = folder / "metrics.jsonl"
+        self._checkpoints = folder / "checkpoints"
+        self.rows: list[dict[str, Any]] = [row for row in read_rows(self.file) if row["step"] <= step]
+        _replace(self.file, self.rows)
+        self._pending: list[tuple[int, float, Tensor, Tensor]] = []
+        self._writer = None
+        if tensorboard:
+            self._writer = extra("torch.utils.tensorboard").SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+
+    def add(self, step: int, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
+        """Note a step; the tensors are scalars on any device."""
+        self._pending.append((step, learning_rate, loss.detach(), grad_norm.detach()))
+
+    def flush(self) -> float:
+        """Write the rows noted since the last call; returns the latest loss.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite; the message names the first such step.
+        """
+        if not self._pending:
+            return self.rows[-1]["loss"] if self.rows else math.nan
+        values = torch.stack([torch.stack((loss.float(), norm.float())) for *_, loss, norm in self._pending]).tolist()
+        fresh = []
+        for (step, learning_rate, *_), (loss, grad_norm) in zip(self._pending, values):
+            for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
+                if not math.isfinite(value):
+                    good = next(iter(list_checkpoints(self._checkpoints)), "none")
+                    raise NonFiniteError(f"the {name} is {value} at step {step}; last good checkpoint: {good}")
+            fresh.append({"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate})
+        self._pending.clear()
+        self._append(fresh)
+        return fresh[-1]["loss"]
+
+    def write_scalars(self, group: str, values: dict[str, float], step: int) -> None:
+        """Write TensorBoard scalars ``group/name``, if it is on."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Finish writing."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def curve(self) -> tuple[Sequence[int], Sequence[float]]:
+        """Steps and losses so far."""
+        return [row["step"] for row in self.rows], [row["loss"] for row in self.rows]
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        with self.file.open("a") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+        self.rows += rows
+        for row in rows:
+            self.write_scalars("train", {k: v for k, v in row.items() if k != "step"}, row["step"])
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that a crash cut short is left out."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _replace(file: Path, rows: list[dict[str, Any]]) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(partial, file)

@@ -1,0 +1,114 @@
+"""The pictures of a run. Figures are built without pyplot, so nothing here touches a global state or a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastflow.train.data import DataSpec
+from fastflow.train.extras import extra
+
+_INK = "#1f2933"
+_FAINT = "#9aa5b1"
+_BLUE = "#2563eb"
+_ORANGE = "#ea580c"
+_MAX_ROWS = 16
+
+
+def plot_samples(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None = None, title: str = "") -> None:
+    """A PNG of samples ``[N, *shape]``: points as a scatter, images as a grid with a labelled row for each class."""
+    if spec.kind == "points":
+        _scatter(file, x, title)
+    else:
+        _grid(file, spec, x, y, title)
+
+
+def plot_losses(file: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
+    """A PNG of the training loss: every step faintly, and its running mean."""
+    figure = _figure(6.4, 3.6)
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color=_BLUE, alpha=0.18, linewidth=0.6, label="each step")
+    width = max(1, len(losses) // 40)
+    if len(losses) > width:
+        mean = np.convolve(losses, np.full(width, 1.0 / width), mode="valid")
+        label = f"mean of {width} steps"
+        axes.plot(steps[width - 1 :], mean, color=_BLUE, linewidth=1.8, label=label)
+    axes.set(xlabel="step", ylabel="flow-matching loss", xlim=(0, max(steps, default=1)))
+    low, high = np.quantile(losses, (0.0, 0.995))
+    axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.05 * (high - low) + 1e-12)
+    axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False, labelcolor=_INK)
+    _style(axes)
+    figure.savefig(file)
+
+
+def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -> None:
+    rows = _rows(x, y)
+    names = [spec.class_names[int(label)] if label is not None else "" for label, _ in rows]
+    images = [_displayable(spec, members) for _, members in rows]
+    columns = max(map(len, images))
+    height, width = images[0].shape[1:3]
+    gap = max(1, round(height / 10))
+    canvas = np.ones((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)
+    for i, row in enumerate(images):
+        for j, image in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            canvas[top : top + height, left : left + width] = image
+
+    side = 0.42 if height <= 16 else 0.6
+    figure = _figure(columns * side + 1.0, len(rows) * side + (0.6 if title else 0.2))
+    axes = figure.add_subplot()
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([i * (height + gap) + (height - 1) / 2 for i in range(len(rows))] if any(names) else [], names)
+    axes.tick_params(length=0, colors=_INK, labelsize=10)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if title:
+        axes.set_title(title, color=_INK, fontsize=10, loc="left")
+    figure.savefig(file)
+
+
+def _rows(x: Tensor, y: Tensor | None) -> list[tuple[int | None, Tensor]]:
+    """(label, images) of each row: one row a class, or rows of equal length where there are no classes."""
+    if y is None:
+        columns = max(1, round(len(x) ** 0.5))
+        return [(None, part) for part in x.split(columns)]
+    return [(int(label), x[y == label]) for label in y.unique()[:_MAX_ROWS]]
+
+
+def _displayable(spec: DataSpec, x: Tensor) -> Any:
+    """Images as RGB ``[N, H, W, 3]`` in [0, 1]; of latents the first channel, two standard deviations each way."""
+    if spec.kind == "latents":
+        x = 0.5 + 0.25 * (x[:, :1] - spec.mean) / spec.std
+    x = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+    return x.clamp(0.0, 1.0).permute(0, 2, 3, 1).float().numpy()
+
+
+def _scatter(file: Path, x: Tensor, title: str) -> None:
+    figure = _figure(4.6, 4.6 + (0.3 if title else 0.0))
+    axes = figure.add_subplot()
+    second = x[:, 1] if x.shape[1] > 1 else torch.zeros(len(x))
+    axes.scatter(x[:, 0], second, s=4, color=_BLUE, alpha=0.45, linewidths=0)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set(xlabel="$x_1$", ylabel="$x_2$")
+    axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if title:
+        axes.set_title(title, color=_INK, fontsize=10, loc="left")
+    _style(axes)
+    figure.savefig(file)
+
+
+def _figure(width: float, height: float) -> Any:
+    return extra("matplotlib.figure").Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
+
+
+def _style(axes: Any) -> None:
+    axes.tick_params(colors=_INK, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_FAINT)

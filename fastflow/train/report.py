@@ -1,0 +1,67 @@
+"""What a run shows of itself: pictures on the way, metrics at the end."""
+
+import shutil
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastflow.ops.random import GaussianNoise
+from fastflow.paths import Path
+from fastflow.train.config import Config
+from fastflow.train.data import Dataset, DataSpec
+from fastflow.train.log import RunLog
+from fastflow.train.metrics import evaluate
+from fastflow.train.plots import plot_losses, plot_samples
+from fastflow.train.runs import Model, generate, to_data_units
+from fastflow.train.state import State
+from fastflow.train.streams import Stream
+
+_ROWS, _COLUMNS = 10, 10
+_NUM_POINTS = 2000
+
+
+def draw_pictures(config: Config, spec: DataSpec, path: Path, state: State, log: RunLog) -> None:
+    """Write ``samples.png`` (and a copy under ``samples/``) and ``loss.png``; the noise is the same every time."""
+    y = picture_labels(spec)
+    num = _NUM_POINTS if spec.kind == "points" else _ROWS * _COLUMNS if y is None else len(y)
+    x = _sampler(config, spec, path, state.ema.model)(num, y)
+    title = f"{config.data}, step {state.step:,}"
+    plot_samples(config.out / "samples.png", spec, x, y, title)
+    history = config.out / "samples"
+    history.mkdir(exist_ok=True)
+    shutil.copy(config.out / "samples.png", history / f"step_{state.step:08d}.png")
+    plot_losses(config.out / "loss.png", *log.curve())
+
+
+def final_metrics(config: Config, data: Dataset, path: Path, model: Model) -> dict[str, float]:
+    """The metrics of ``summary.json``, none if ``eval_samples`` is 0."""
+    if config.eval_samples == 0:
+        return {}
+    spec = data.spec
+
+    def noise(num: int) -> Tensor:
+        draw = GaussianNoise(config.seed, Stream.SAMPLES.at(0)).materialize((num, *spec.shape))
+        return to_data_units(draw, spec)
+
+    return evaluate(data, _sampler(config, spec, path, model), noise, config.eval_samples, config.seed)
+
+
+def picture_labels(spec: DataSpec) -> Tensor | None:
+    """Labels of a picture of ten samples of each of the first ten classes, in order; None for data without labels."""
+    if not spec.num_classes:
+        return None
+    return torch.arange(min(spec.num_classes, _ROWS)).repeat_interleave(_COLUMNS)
+
+
+def _sampler(config: Config, spec: DataSpec, path: Path, model: Model) -> partial[Tensor]:
+    return partial(
+        generate,
+        model,
+        spec,
+        path,
+        seed=config.seed,
+        num_steps=config.sample_steps,
+        solver=config.solver,
+        guidance=config.guidance,
+    )

@@ -1,0 +1,137 @@
+"""A trained run: how its network is built, and how it samples."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastflow import paths
+from fastflow.guidance import classifier_free_guidance
+from fastflow.nn import DiT, VelocityMLP
+from fastflow.ops.random import GaussianNoise
+from fastflow.solvers import Solver, Velocity, sample_ode
+from fastflow.train.checkpoint import newest_checkpoint
+from fastflow.train.config import Config
+from fastflow.train.data import DataSpec
+from fastflow.train.streams import Stream, seeded_initialisation
+
+Model = DiT | VelocityMLP
+
+_CHUNK = 512  # samples that go through the network together
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what it takes to use it; the weights are the moving average's."""
+
+    config: Config
+    spec: DataSpec
+    path: paths.Path
+    model: Model
+    step: int
+
+
+def build_model(config: Config, spec: DataSpec) -> Model:
+    """The network for this data, with weights drawn from the seed."""
+    with seeded_initialisation(config.seed):
+        if spec.kind == "points":
+            return VelocityMLP(spec.shape[0], config.hidden_size or 256, config.depth or 3)
+        channels, height, width = spec.shape
+        return DiT(
+            input_size=(height, width),
+            patch_size=config.patch_size or (2 if max(height, width) <= 16 else 4),
+            in_channels=channels,
+            hidden_size=config.hidden_size or 96,
+            depth=config.depth or 4,
+            num_heads=config.num_heads,
+            num_classes=spec.num_classes,
+            class_dropout=config.class_dropout,
+            qk_norm=config.qk_norm,
+        )
+
+
+def build_path(config: Config) -> paths.Path:
+    """The probability path that ``Config.path`` names."""
+    return {
+        "condot": paths.CondOT,
+        "cosine": paths.Cosine,
+        "polynomial": lambda: paths.Polynomial(2),
+        "linear_vp": paths.LinearVP,
+        "vp": paths.VP,
+        "sigma_min": lambda: paths.SigmaMin(config.sigma),
+        "independent": lambda: paths.Independent(config.sigma),
+        "bridge": lambda: paths.SchrodingerBridge(config.sigma),
+    }[config.path]()
+
+
+def load_run(folder: Path | str, device: torch.device | str = "cpu") -> Run:
+    """The newest valid checkpoint of a run, ready to sample.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint in the folder.
+    """
+    checkpoint = newest_checkpoint(Path(folder) / "checkpoints")
+    if checkpoint is None:
+        raise FileNotFoundError(f"no checkpoint in {folder}: is it the folder of a run?")
+    config = Config.from_json(checkpoint.meta["config"])
+    spec = DataSpec.from_json(checkpoint.meta["data"])
+    model = build_model(config, spec)
+    model.load_state_dict(checkpoint.tensors["ema"])
+    return Run(config, spec, build_path(config), model.to(device).eval(), checkpoint.step)
+
+
+def describe(config: Config, spec: DataSpec) -> dict[str, object]:
+    """What a checkpoint says of its run, as JSON values: the inverse of what :func:`load_run` reads."""
+    return {"config": config.to_json(), "data": dataclasses.asdict(spec)}
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    spec: DataSpec,
+    path: paths.Path,
+    num: int,
+    y: Tensor | None = None,
+    *,
+    seed: int,
+    num_steps: int,
+    solver: Solver = "heun",
+    guidance: float = 1.0,
+) -> Tensor:
+    """Samples ``[num, *shape]`` in the data's own units, on the CPU; sample i depends on the seed, i and its label alone.
+
+    Args:
+        model: a velocity network.
+        spec: its data.
+        path: the path it was trained on.
+        num: number of samples.
+        y: labels ``[num]``, None for unconditional samples.
+        seed: of the noise.
+        num_steps: solver steps.
+        solver: see :func:`fastflow.sample_ode`.
+        guidance: classifier-free guidance scale.
+
+    Raises:
+        ValueError: guidance without labels or without a null class.
+    """
+    if y is None and guidance != 1.0:
+        raise ValueError(f"guidance {guidance} needs labels, and the samples are unconditional")
+    device = next(model.parameters()).device
+    noise = GaussianNoise(seed, Stream.SAMPLES.at(0)).materialize((num, *spec.shape), device=device)
+    low, high = path.domain
+    parts = []
+    for index in torch.arange(num).split(_CHUNK):
+        velocity: Velocity = model
+        if y is not None:
+            labels = y[index].to(device)
+            velocity = classifier_free_guidance(model, labels, scale=guidance, null_class=model.null_class)
+        parts.append(sample_ode(velocity, noise[index], num_steps=num_steps, solver=solver, t0=low, t1=high).cpu())
+    return to_data_units(torch.cat(parts), spec)
+
+
+def to_data_units(x: Tensor, spec: DataSpec) -> Tensor:
+    """From the network's scale to the data's own; images are clamped to [0, 1]."""
+    x = x * spec.std + spec.mean
+    return x.clamp(0.0, 1.0) if spec.kind == "images" else x

@@ -1,0 +1,59 @@
+"""All that training changes, and its way into a checkpoint and back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastflow.train.checkpoint import Checkpoint
+from fastflow.train.config import Config
+from fastflow.train.data import DataSpec
+from fastflow.train.ema import EMA
+from fastflow.train.runs import Model, build_model, describe
+
+
+@dataclass
+class State:
+    """A training run at a step: ``step`` is the number of steps done, ``seconds`` the time they took."""
+
+    model: Model
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def initial(cls, config: Config, spec: DataSpec, device: torch.device) -> "State":
+        """The state before the first step, a function of the configuration alone."""
+        model = build_model(config, spec).to(device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+        )
+        return cls(model, EMA(model, config.ema_decay), optimizer)
+
+    def to_checkpoint(self, config: Config, spec: DataSpec) -> Checkpoint:
+        """Everything that is needed to continue exactly, and to sample."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self._optimizer_tensors(),
+        }
+        return Checkpoint(self.step, tensors, {**describe(config, spec), "train_seconds": self.seconds})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Become the state that was saved."""
+        self.step = checkpoint.step
+        self.seconds = checkpoint.meta["train_seconds"]
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        self.ema.model.load_state_dict(checkpoint.tensors["ema"])
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in checkpoint.tensors["optimizer"].items():
+            index, _, name = key.partition(".")
+            moments.setdefault(index, {})[name] = value
+        states = {int(index): values for index, values in moments.items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        states = self.optimizer.state_dict()["state"]
+        return {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
