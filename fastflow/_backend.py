@@ -17,9 +17,16 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MIN_CAPABILITY = (8, 0)
 
 
+@torch.compiler.assume_constant_result
+def triton_installed() -> bool:
+    """Whether Triton can be imported at all."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
 def interpreted() -> bool:
     """Whether Triton kernels run in the interpreter (``TRITON_INTERPRET=1`` before Triton is imported)."""
-    if importlib.util.find_spec("triton") is None:
+    if not triton_installed():
         return False
     import triton
 
@@ -33,7 +40,7 @@ def debug_checks() -> bool:
 
 def why_not_triton(*tensors: Tensor) -> str | None:
     """The reason the Triton kernels cannot take these tensors, or None when they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not triton_installed():
         return "triton is not installed"
     for x in tensors:
         if x.dtype not in KERNEL_DTYPES:
@@ -79,6 +86,7 @@ def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "r
     return "triton" if reason is None else "reference"
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def _capability(device_index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device_index)

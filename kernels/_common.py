@@ -50,7 +50,7 @@ def box_muller(word_radius, word_angle):
     """Two independent standard normals in fp32 from two uint32 words."""
     u = (word_radius | 1).to(tl.float32) * 2.3283064365386963e-10
     radius = tl.sqrt(-2.0 * _log_of_unit(u))
-    # angle = quadrant * pi/2 + phi with |phi| <= pi/4: exact in integers, so that sin and cos are accurate at their zeros
+    # angle = quadrant pi/2 + phi, |phi| <= pi/4, split in integers: sine and cosine stay accurate at their zeros
     quadrant = (word_angle + 0x20000000) >> 30
     phi = ((word_angle << 2).to(tl.int32, bitcast=True) >> 2).to(tl.float32) * _TWO_PI_PER_WORD
     phi2 = phi * phi

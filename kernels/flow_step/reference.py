@@ -1,0 +1,51 @@
+"""The flow step in plain PyTorch: the truth for the kernels, and the implementation wherever they do not run."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Coefficient = Tensor | float
+
+
+def affine(x1: Tensor, x0: Tensor, z: Tensor | None, c1: Coefficient, c0: Coefficient, cz: Coefficient) -> Tensor:
+    """``c1 x1 + c0 x0 + cz z``, at least in fp32. x: ``[B, ...]``; c: a float or ``[B]``."""
+    out = _accumulate(_term(c1, x1), c0, x0)
+    return out if z is None else _accumulate(out, cz, z)
+
+
+def squared_error(pred: Tensor, target: Tensor) -> Tensor:
+    """``sum_j (pred - target)_bj^2`` for each sample, ``[B]``, at least in fp32. target: from :func:`affine`."""
+    dtype = torch.promote_types(accumulation_dtype(pred), target.dtype)
+    return row_sum(F.mse_loss(pred.to(dtype), target.to(dtype), reduction="none"))
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """``[B, ...]`` to ``[B]``."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).sum(1)
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """fp64 if any tensor is fp64, else fp32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def _term(c: Coefficient, x: Tensor) -> Tensor:
+    x = x.to(accumulation_dtype(x))
+    if isinstance(c, float):
+        return x if c == 1.0 else c * x
+    return rows(c, x) * x
+
+
+def _accumulate(total: Tensor, c: Coefficient, x: Tensor) -> Tensor:
+    """``total + c x`` in one pass."""
+    x = x.to(accumulation_dtype(x))
+    if isinstance(c, float):
+        return torch.add(total, x, alpha=c)
+    return torch.addcmul(total, rows(c, x), x)
+
+
+def rows(c: Tensor, x: Tensor) -> Tensor:
+    """c, ``[B]`` or a scalar, in x's dtype and shaped to multiply x ``[B, ...]``."""
+    return c.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
