@@ -1,0 +1,166 @@
+"""The joint backward of attention and its tangents: which kernels run, and the row terms they share."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastflow.kernels.attention import _launch
+from fastflow.kernels.attention._tile import load_rows, matrix, tangent_matrices, tangent_matrix
+from fastflow.kernels.attention.backward_keys import _dual_dkdv_kernel
+from fastflow.kernels.attention.backward_queries import _dual_dq_kernel
+from fastflow.kernels.attention.config import config_for
+
+_ROWS = 64
+
+
+@triton.jit
+def _row_dot(x, y):
+    total = tl.sum(x[0].to(tl.float32) * y[0].to(tl.float32), 1)
+    for i in tl.static_range(1, len(x)):
+        total += tl.sum(x[i].to(tl.float32) * y[i].to(tl.float32), 1)
+    return total
+
+
+@triton.jit(do_not_specialize=["heads", "nq", "n_tangents"])
+def _row_terms_kernel(
+    g_ptr, h_ptr, out_ptr, t_out_ptr, a_ptr, c_ptr, strides_g, strides_h, strides_out, strides_t_out,
+    heads, nq, n_tangents,
+    VALUE_DIM: tl.constexpr, ALIGN: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """a = rowsum(H∘O) per tangent and c = rowsum(G∘O) + Σ rowsum(H∘tO), of G and H as the other kernels round them."""
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
+    blocks = tl.cdiv(nq, BLOCK_M)
+    pid = tl.program_id(0)
+    pid_bh = (pid // blocks).to(tl.int64)
+    b, h_q = pid_bh // heads, pid_bh % heads
+    row = pid_bh * nq
+    stride_t = (tl.num_programs(0) // blocks).to(tl.int64) * nq  # B H nq
+    offs_m = pid % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    out = load_rows(matrix(out_ptr, strides_out, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
+    g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
+    c = tl.zeros([BLOCK_M], tl.float32) if g is None else _row_dot(g, out)
+    if h_ptr is not None:
+        h = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
+        t_out = tangent_matrices(t_out_ptr, strides_t_out, 0, b, h_q, ALIGN)
+        for t in range(n_tangents):
+            h_rows = load_rows(tangent_matrix(h, t), offs_m, nq, VALUE_DIM, DTYPE)
+            if t_out is not None:
+                c += _row_dot(h_rows, load_rows(tangent_matrix(t_out, t), offs_m, nq, VALUE_DIM, tl.float32))
+            tl.store(a_ptr + t * stride_t + row + offs_m, _row_dot(h_rows, out), mask=offs_m < nq)
+    tl.store(c_ptr + row + offs_m, c, mask=offs_m < nq)
+
+
+def dual_backward(
+    g: Tensor | None, h: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
+    out: Tensor, t_out: Tensor | None, lse: Tensor, mu: Tensor | None,
+    *, scale: float, is_causal: bool, need_tangent_grads: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of ``⟨g, out⟩ + Σ ⟨h, t_out⟩`` for the function that ``dual_forward`` computes, by Triton kernels.
+
+    g: ``[B, Hq, Nq, Dv]`` or None for zero; h: ``[K, B, Hq, Nq, Dv]`` or None for zero; the others as ``dual_forward``
+    took and gave them. need_tangent_grads: also return the gradients of tangents that are None.
+
+    Returns ``(dq, dk, dv, dtq, dtk, dtv)`` in the dtypes of what they belong to, those of absent tangents in h's;
+    the last three are None without h, and where the tangent is None.
+    """
+    tangents = (tq, tk, tv)
+    if all(x is None for x in tangents):
+        t_out = mu = None
+    d_primals = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    d_tangents: list[Tensor | None] = [None, None, None]
+    if h is not None:
+        d_tangents = [
+            torch.empty((len(h), *x.shape), dtype=(h if t is None else t).dtype, device=x.device)
+            if need_tangent_grads or t is not None
+            else None
+            for x, t in zip((q, k, v), tangents)
+        ]
+    if g is None and h is None:
+        return *(x.zero_() for x in d_primals), *d_tangents
+
+    g, h, q, k, v, tq, tk, tv = map(_launch.unit_rows, (g, h, q, k, v, tq, tk, tv))
+    with _launch.on_device(q):
+        a, c = _row_terms(g, h, out, t_out)
+        problem = _Problem(q, k, v, (tq, tk, tv), g, h, mask, lse, c, a, mu, scale, is_causal)
+        _run_side(_dual_dkdv_kernel, "dkdv", problem, d_primals[1:], d_tangents[1:])
+        _run_side(_dual_dq_kernel, "dq", problem, d_primals[:1], d_tangents[:1])
+    return *d_primals, *d_tangents
+
+
+@dataclass(frozen=True)
+class _Problem:
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None]
+    g: Tensor | None
+    h: Tensor | None
+    mask: Tensor | None
+    lse: Tensor
+    c: Tensor
+    a: Tensor | None
+    mu: Tensor | None
+    scale: float
+    is_causal: bool
+
+    def of_tangent_gradient(self, t: int) -> "_Problem":
+        """Plain attention with cotangent H: its gradients are those of tangent t."""
+        return replace(self, tangents=(None, None, None), g=self.h[t], h=None, c=self.a[t], a=None, mu=None)
+
+
+def _run_side(kernel, side: str, problem: _Problem, d_primals, d_tangents) -> None:
+    """Fill one side's gradients: in one launch, or the primals' first and then each tangent's by the plain kernel."""
+    none = [None] * len(d_primals)
+    if problem.h is None:
+        _run(kernel, f"{side}-plain", problem, (*d_primals, *none))
+        return
+    K = len(problem.h)
+    if K == 1 and config_for(problem.q, _width(problem), f"{side}-joint") is not None:
+        _run(kernel, f"{side}-joint", problem, (*d_primals, *(None if x is None else x[0] for x in d_tangents)))
+        return
+    _run(kernel, f"{side}-primal", problem, (*d_primals, *none))
+    if any(x is not None for x in d_tangents):
+        for t in range(K):
+            of_t = (None if x is None else x[t] for x in d_tangents)
+            _run(kernel, f"{side}-plain", problem.of_tangent_gradient(t), (*of_t, *none))
+
+
+def _run(kernel, direction: str, x: _Problem, outputs) -> None:
+    heads, nq, D = x.q.shape[1:]
+    batch, heads_k, nk, Dv = x.v.shape
+    config = config_for(x.q, _width(x), direction)
+    rows = (x.q, x.k, x.v, *x.tangents, x.g, x.h)
+    align = _launch.alignment(*rows)
+    blocks = (
+        heads_k * triton.cdiv(nk, config.block_n) if "dkdv" in direction else heads * triton.cdiv(nq, config.block_m)
+    )
+    n_tangents = 0 if x.h is None else len(x.h)
+    kernel[(batch * blocks,)](
+        *rows, x.mask, x.lse, x.c, x.a, x.mu, *outputs, x.scale,
+        *(_launch.strides(y, align) for y in rows), _launch.strides(x.mask, 1),
+        heads, heads // heads_k, nq, nk, n_tangents,
+        HEAD_DIM=D, VALUE_DIM=Dv, MANY=n_tangents > 1, CAUSAL=x.is_causal,
+        ALIGN=align, PRECISION=_launch.dot_precision(x.q), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+
+
+def _row_terms(g: Tensor | None, h: Tensor | None, out: Tensor, t_out: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    B, H, nq, Dv = out.shape
+    c = torch.empty((B, H, nq), dtype=torch.float32, device=out.device)
+    a = None if h is None else torch.empty((len(h), B, H, nq), dtype=torch.float32, device=out.device)
+    rows = (g, h, out, t_out)
+    align = _launch.alignment(*rows)
+    _row_terms_kernel[(B * H * triton.cdiv(nq, _ROWS),)](
+        *rows, a, c, *(_launch.strides(x, align) for x in rows), H, nq, 0 if h is None else len(h),
+        VALUE_DIM=Dv, ALIGN=align, BLOCK_M=_ROWS,
+    )  # fmt: skip
+    return a, c
+
+
+def _width(x: _Problem) -> int:
+    return max(x.q.shape[-1], x.v.shape[-1])
