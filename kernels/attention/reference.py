@@ -3,7 +3,7 @@
 The closed forms are derived in README.md beside this file. Query rows are taken in blocks that fit the cache, so memory
 is linear in the sequence lengths. float64 is computed in float64, everything else in float32.
 
-Shapes: K tangents; M key heads of a block, G query heads a key head, R = G × (query rows of a block), N keys of a block.
+Shapes: K tangents; M key heads of a block, G query heads a key head, R = G × (query rows of a block), N its keys.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ def dual_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Attention and its tangents: ``O = P V``, ``tO = (P∘(tS − mu)) V + P tV``.
 
-    q ``[B, Hq, Nq, D]``, k ``[B, Hk, Nk, D]``, v ``[B, Hk, Nk, Dv]``; tq, tk, tv the same with a leading K, None is zero;
-    mask: None, or ``[B, Hq, Nq, Nk]``, bool (True attends) or additive. Returns out ``[B, Hq, Nq, Dv]``, t_out
+    q ``[B, Hq, Nq, D]``, k ``[B, Hk, Nk, D]``, v ``[B, Hk, Nk, Dv]``; tq, tk, tv the same with a leading K, None is
+    zero; mask: None, or ``[B, Hq, Nq, Nk]``, bool (True attends) or additive. Returns out ``[B, Hq, Nq, Dv]``, t_out
     ``[K, B, Hq, Nq, Dv]``, lse ``[B, Hq, Nq]`` (natural logarithm; +inf where every key is masked) and mu
     ``[K, B, Hq, Nq]``; t_out and mu are None without tangents.
     """
@@ -44,11 +44,13 @@ def dual_forward(
     t_out = tangents[0].new_empty(K, *out.shape) if tangents else None
     mu = lse.new_zeros(K, *lse.shape) if tangents else None
 
-    G = q.shape[1] // k.shape[1]
+    G, Dv = q.shape[1] // k.shape[1], v.shape[-1]
     q_, k_, v_ = _fold(q, G, dtype), _fold(k, 1, dtype), _fold(v, 1, dtype)
     tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
+    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, tq is not None, tk is not None)
+    values_ = _columns(v_, *tv_)
     out_, lse_ = _fold(out, G), _fold(lse.unsqueeze(-1), G)
-    t_out_, mu_ = _fold_each(t_out, G, K), _fold_each(mu.unsqueeze(-1) if mu is not None else None, G, K)
+    t_out_, mu_ = _fold_each(t_out, G, K), _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
 
     for block in _blocks(q_, k_, is_causal):
         qb, kb, vb = block.rows(q_) * scale, block.keys(k_), block.keys(v_)
@@ -59,16 +61,16 @@ def dual_forward(
         total = E.sum(-1, keepdim=True)
         block.store(lse_, torch.where(total == 0, torch.inf, top + total.log()))
         total.masked_fill_(total == 0, 1.0)
-        o = torch.bmm(E, vb).div_(total)
+        o, *P_tv = torch.bmm(E, block.keys(values_)).div_(total).split(Dv, dim=-1)
         block.store(out_, o)
         for i in range(K):
-            to = torch.zeros_like(o) if tv is None else torch.bmm(E, block.keys(tv_[i]))
-            tS = block.tangent_scores(qb, kb, tq_[i], tk_[i], scale)
-            if tS is not None:
-                row_sum = tS.mul_(E).sum(-1, keepdim=True)
-                to.baddbmm_(tS, vb).sub_(row_sum * o)
-                block.store(mu_[i], row_sum / total)
-            block.store(t_out_[i], to.div_(total))
+            to = P_tv[i] if P_tv else torch.zeros_like(o)
+            if L_[i] is not None:
+                tS = torch.bmm(block.rows(L_[i]) * scale, block.keys(R_[i]).mT).mul_(E)
+                row_mean = tS.sum(-1, keepdim=True).div_(total)
+                to += torch.bmm(tS, vb).div_(total).sub_(row_mean * o)
+                block.store(mu_[i], row_mean)
+            block.store(t_out_[i], to)
     return out, t_out, lse, mu
 
 
@@ -97,78 +99,81 @@ def dual_backward(
     ``dtS = P∘(A − a)``, ``dS = P∘(B − c + U∘(A − a))``; ``dQ = s (dS K + dtS tK)``, ``dK = s (dSᵀ Q + dtSᵀ tQ)``,
     ``dV = Pᵀ G + (P∘U)ᵀ H``; ``dtQ = s dtS K``, ``dtK = s dtSᵀ Q``, ``dtV = Pᵀ H``.
 
-    g ``[B, Hq, Nq, Dv]``, h ``[K, B, Hq, Nq, Dv]``, None is zero; the rest as `dual_forward` takes and returns it. Every
-    gradient has its tensor's shape and dtype. Those of the tangents are None where h is, and where the tangent is unless
-    need_tangent_grads.
+    g ``[B, Hq, Nq, Dv]``, h ``[K, B, Hq, Nq, Dv]``, None is zero; the rest as `dual_forward` takes and returns it.
+    Every gradient has its tensor's shape and dtype. Those of the tangents are None where h is, and where the tangent is
+    unless need_tangent_grads.
     """
     K = 0 if h is None else h.shape[0]
+    likes = [x if tx is None else tx[0] for x, tx in ((q, tq), (k, tk), (v, tv))]
     if h is None:
-        tq = tk = tv = None
+        tq = tk = tv = t_out = mu = None
+    elif need_tangent_grads and (tq is None) != (tk is None):
+        tq, tk = (h.new_zeros(K, *x.shape) if t is None else t for x, t in ((q, tq), (k, tk)))
     dtype = _compute_dtype(*(x for x in (g, h, q, k, v, tq, tk, tv) if x is not None))
-    want_primal = g is not None or any(x is not None for x in (tq, tk, tv))
-    want_tq, want_tk, want_tv = (K > 0 and (need_tangent_grads or x is not None) for x in (tq, tk, tv))
+    has_tS = tq is not None or tk is not None
+    want_primal = g is not None or has_tS or tv is not None
+    want_tq, want_tk, want_tv = (h is not None and (need_tangent_grads or x is not None) for x in (tq, tk, tv))
 
-    G = q.shape[1] // k.shape[1]
+    G, D, Dv = q.shape[1] // k.shape[1], q.shape[-1], v.shape[-1]
     q_, k_, v_ = _fold(q, G, dtype), _fold(k, 1, dtype), _fold(v, 1, dtype)
     tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
-    g_ = None if g is None else _fold(g, G, dtype)
-    h_ = _fold_each(h, G, K, dtype)
+    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, want_tq, want_tk)
+    g_, h_ = None if g is None else _fold(g, G, dtype), _fold_each(h, G, K, dtype)
+    cotangents_ = _columns(g_, *h_) if want_tv else g_
+    values_ = _columns(None if g is None else v_, *tv_)  # B is the leading cotangents times valuesᵀ
+    out_, t_out_ = _fold(out, G, dtype), _fold_each(t_out, G, K, dtype)
     lse_, mu_ = _fold(lse.unsqueeze(-1), G), _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
-    a_ = _fold_each(None if h is None else _row_dot(h, out, dtype), G, K)
-    c = lse.new_zeros(*lse.shape, 1, dtype=dtype)
-    if g is not None:
-        c += _row_dot(g, out, dtype)
-    if h is not None and t_out is not None:
-        c += _row_dot(h, t_out, dtype).sum(0)
-    c_ = _fold(c, G)
+    a_ = [_row_dot(x, out_) for x in h_]
+    c_ = sum(_row_dot(x, y) for x, y in ((g_, out_), *zip(h_, t_out_)) if x is not None and y is not None)
 
     dq_, dk_, dv_ = torch.zeros_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
-    dtq_ = [torch.zeros_like(q_) for _ in range(K * want_tq)]
-    dtk_ = [torch.zeros_like(k_) for _ in range(K * want_tk)]
-    dtv_ = [torch.zeros_like(v_) for _ in range(K * want_tv)]
+    dtq_ = [torch.empty_like(q_) for _ in range(K * want_tq)]
+    dR_ = [torch.zeros_like(k_).repeat(1, 1, 1, x.shape[-1] // D) for x in L_ if x is not None]
+    dvalues_ = None if cotangents_ is None else torch.zeros_like(v_).repeat(1, 1, 1, cotangents_.shape[-1] // Dv)
 
     for block in _blocks(q_, k_, is_causal):
         qb, kb, vb = block.rows(q_) * scale, block.keys(k_), block.keys(v_)
         P = block.scores(qb, kb, mask).sub_(block.rows(lse_)).exp_()  # [M, R, N]
-        dq = torch.zeros_like(qb)
+        if cotangents_ is not None:
+            cotangents = block.rows(cotangents_)
+            block.keys(dvalues_).baddbmm_(P.mT, cotangents)
         if want_primal:
-            dS = -block.rows(c_).expand_as(P)
-            if g_ is not None:
-                gb = block.rows(g_)
-                dS = torch.baddbmm(dS, gb, vb.mT)
-                block.keys(dv_).baddbmm_(P.mT, gb)
+            if values_ is None:
+                dS = -block.rows(c_).repeat(1, 1, P.shape[-1])
+            else:
+                dS = torch.bmm(cotangents[..., : values_.shape[-1]], block.keys(values_).mT).sub_(block.rows(c_))
+            dq = torch.zeros_like(qb)
         for i in range(K):
-            hb = block.rows(h_[i])
+            if L_[i] is None:
+                continue
+            hb, Lb, Rb = block.rows(h_[i]), block.rows(L_[i]) * scale, block.keys(R_[i])
             W = torch.bmm(hb, vb.mT).sub_(block.rows(a_[i]))
-            if want_tv:
-                block.keys(dtv_[i]).baddbmm_(P.mT, hb)
-            if tv is not None:
-                dS.baddbmm_(hb, block.keys(tv_[i]).mT)
-            U = block.tangent_scores(qb, kb, tq_[i], tk_[i], scale)
-            if U is not None:
-                U.sub_(block.rows(mu_[i]))
+            if has_tS:
+                U = torch.bmm(Lb, Rb.mT).sub_(block.rows(mu_[i]))
                 dS.addcmul_(U, W)
                 block.keys(dv_).baddbmm_(U.mul_(P).mT, hb)
             dtS = W.mul_(P)
-            if tq is not None:
-                block.keys(dk_).baddbmm_(dtS.mT, block.rows(tq_[i]), alpha=scale)
-            if tk is not None:
-                dq.baddbmm_(dtS, block.keys(tk_[i]))
+            dL = torch.bmm(dtS, Rb)
             if want_tq:
-                block.store(dtq_[i], torch.bmm(dtS, kb).mul_(scale))
-            if want_tk:
-                block.keys(dtk_[i]).baddbmm_(dtS.mT, qb)
+                block.store(dtq_[i], dL[..., :D] * scale)
+            if tk is not None:
+                dq += dL[..., -D:]
+            block.keys(dR_[i]).baddbmm_(dtS.mT, Lb)
         if want_primal:
             dS.mul_(P)
             block.keys(dk_).baddbmm_(dS.mT, qb)
             block.store(dq_, dq.baddbmm_(dS, kb).mul_(scale))
 
-    dq, dk, dv = (_unfold(dx, x) for dx, x in ((dq_, q), (dk_, k), (dv_, v)))
-    dtq, dtk, dtv = (
-        torch.stack([_unfold(dx, x if tx is None else tx[0]) for dx in dtx]) if dtx else None
-        for dtx, tx, x in ((dtq_, tq, q), (dtk_, tk, k), (dtv_, tv, v))
+    if tq is not None:
+        dk_ += sum(dR[..., :D] for dR in dR_)
+    dcolumns = [] if dvalues_ is None else list(dvalues_.split(Dv, dim=-1))
+    if g is not None:
+        dv_ += dcolumns.pop(0)
+    dtangents = (dtq_, [dR[..., -D:] for dR in dR_] if want_tk else [], dcolumns)
+    return (
+        *(_unfold(dx, x) for dx, x in zip((dq_, dk_, dv_), (q, k, v))),
+        *(torch.stack([_unfold(dx, x) for dx in dxs]) if dxs else None for dxs, x in zip(dtangents, likes)),
     )
-    return dq, dk, dv, dtq, dtk, dtv
 
 
 class _Block(NamedTuple):
@@ -211,14 +216,6 @@ class _Block(NamedTuple):
                 grouped.add_(mask)
         return S
 
-    def tangent_scores(self, q: Tensor, k: Tensor, tq: Tensor | None, tk: Tensor | None, scale: float) -> Tensor | None:
-        """``s (tQ Kᵀ + Q tKᵀ)`` ``[M, R, N]``; q is scaled already."""
-        tS = None if tq is None else torch.bmm(self.rows(tq) * scale, k.mT)
-        if tk is None:
-            return tS
-        tk = self.keys(tk)
-        return torch.bmm(q, tk.mT) if tS is None else tS.baddbmm_(q, tk.mT)
-
 
 def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> Iterator[_Block]:
     """Blocks of bounded size. q ``[B Hk, G, Nq, D]``, k ``[B Hk, 1, Nk, D]``."""
@@ -245,11 +242,26 @@ def _fold_each(x: Tensor | None, groups: int, num: int, dtype: torch.dtype | Non
 
 
 def _unfold(x: Tensor, like: Tensor) -> Tensor:
-    return x.to(like.dtype).view(like.shape)
+    return x.to(like.dtype).reshape(like.shape)
 
 
-def _row_dot(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    return (x.to(dtype) * y).sum(-1, keepdim=True)
+def _columns(*parts: Tensor | None) -> Tensor | None:
+    """The given parts side by side: one deep or wide product in place of several."""
+    given = [x for x in parts if x is not None]
+    return torch.cat(given, dim=-1) if len(given) > 1 else given[0] if given else None
+
+
+def _tangent_factors(
+    q: Tensor, k: Tensor, tq: list[Tensor | None], tk: list[Tensor | None], want_tq: bool, want_tk: bool
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """``L = tQ | Q`` and ``R = K | tK`` with ``tS = s L Rᵀ``, without the columns of an absent tangent."""
+    L = [_columns(tq_i, q if want_tk else None) for tq_i in tq]
+    R = [_columns(k if want_tq else None, tk_i) for tk_i in tk]
+    return L, R
+
+
+def _row_dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(-1, keepdim=True)
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
