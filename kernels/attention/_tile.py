@@ -1,7 +1,8 @@
 """Tiles that every attention kernel is made of: rows in power-of-two pieces, their products, masked logits.
 
 A row of 72 numbers is held as pieces of 64 and 16, never as 128: "rows" is a tuple of one or two tiles [n, piece],
-and a product with it is a sum (over the head dim) or a tuple (along it) of tensor-core products.
+and a product with it is a sum (over the head dim) or a tuple (along it) of tensor-core products. A "matrix" is the
+tuple (pointer, row stride, column stride). Whatever is absent is the empty tuple: Triton 3.6 cannot return None.
 """
 
 import triton
@@ -39,22 +40,13 @@ def in_elements(stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def at(ptr, offset):
-    """ptr + offset; an absent pointer stays None."""
-    if ptr is None:
-        return None
-    else:
-        return ptr + offset
-
-
-@triton.jit
 def matrix(ptr, strides, b, h, ALIGN: tl.constexpr):
-    """The matrix (pointer, row stride, column stride) of batch b and head h, None where ptr is None.
+    """The matrix (pointer, row stride, column stride) of batch b and head h, () where ptr is None.
 
     strides: (batch, head, row, column); the column stride counts for masks only, rows are contiguous elsewhere.
     """
     if ptr is None:
-        return None
+        return ()
     else:
         start = b * in_elements(strides[0], ALIGN) + h * in_elements(strides[1], ALIGN)
         return ptr + start, in_elements(strides[2], ALIGN), in_elements(strides[3], ALIGN)
@@ -62,9 +54,9 @@ def matrix(ptr, strides, b, h, ALIGN: tl.constexpr):
 
 @triton.jit
 def tangent_matrices(ptr, strides, t, b, h, ALIGN: tl.constexpr):
-    """A head's matrices of tangents t, t + 1, .. as (first matrix, tangent stride), None where ptr is None."""
+    """A head's matrices of tangents t, t + 1, .. as (first matrix, tangent stride), () where ptr is None."""
     if ptr is None:
-        return None
+        return ()
     else:
         stride_t = in_elements(strides[0], ALIGN)
         return matrix(ptr + t * stride_t, strides[1:], b, h, ALIGN), stride_t
@@ -73,8 +65,8 @@ def tangent_matrices(ptr, strides, t, b, h, ALIGN: tl.constexpr):
 @triton.jit
 def tangent_matrix(x, t):
     """The matrix of tangent t of those that tangent_matrices gave."""
-    if x is None:
-        return None
+    if len(x) == 0:
+        return ()
     else:
         first, stride_t = x
         return first[0] + t * stride_t, first[1], first[2]
@@ -82,9 +74,9 @@ def tangent_matrix(x, t):
 
 @triton.jit
 def load_rows(x, offs, n, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
-    """Rows offs of a matrix [n, WIDTH], cast to DTYPE, zeros past its end; None of an absent matrix."""
-    if x is None:
-        return None
+    """Rows offs of a matrix [n, WIDTH], cast to DTYPE, zeros past its end; () of an absent matrix."""
+    if len(x) == 0:
+        return ()
     else:
         row_ptrs = x[0] + (offs.to(tl.int64) * x[1])[:, None]
         mask_n = (offs < n)[:, None]
@@ -102,12 +94,12 @@ def _load_piece(row_ptrs, mask_n, START: tl.constexpr, PIECE: tl.constexpr, WIDT
 
 
 @triton.jit
-def load_per_query(ptr, offs_m, nq, OTHER: tl.constexpr):
-    """One number a query, OTHER past the end; None where ptr is None."""
+def load_per_query(ptr, row, offs_m, nq, OTHER: tl.constexpr):
+    """One number a query, OTHER past the end; () where ptr is None. row: where the head's numbers begin."""
     if ptr is None:
-        return None
+        return ()
     else:
-        return tl.load(ptr + offs_m, mask=offs_m < nq, other=OTHER)
+        return tl.load(ptr + row + offs_m, mask=offs_m < nq, other=OTHER)
 
 
 @triton.jit
@@ -166,11 +158,11 @@ def dot_along(p, x, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def mask_logits(s, mask, offs_m, offs_n, nq, nk, CAUSAL: tl.constexpr, BOUND: tl.constexpr):
-    """Base-2 logits with mask (pointer, row stride, column stride) or None applied, and -inf outside the bounds.
+    """Base-2 logits with mask, a matrix or (), applied, and -inf outside the bounds.
 
     offs_m, offs_n: query and key indices, one as a column and one as a row: s may be [m, n] or [n, m].
     """
-    if mask is not None:
+    if len(mask) > 0:
         mask_ptrs = mask[0] + (offs_m.to(tl.int64) * mask[1] + offs_n.to(tl.int64) * mask[2])
         bias = tl.load(mask_ptrs, mask=(offs_m < nq) & (offs_n < nk), other=0)
         if bias.dtype == tl.int1:
@@ -218,19 +210,19 @@ def probabilities(
 def tangent_terms(
     p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What one tangent adds to a tile of the backward: ds with its share of dS / P, dtS, and P∘U or None.
+    """What one tangent adds to a tile of the backward: ds with its share of dS / P, dtS, and P∘U.
 
-    tq, tk, tv: rows or None; h: cotangent rows of t_out; a, mu: per query.
+    tq, tk, tv: rows, () if absent; h: cotangent rows of t_out; a, mu: per query.
     """
     x = dot_sides(h, v, None, KEYS_FIRST, PRECISION) - per_query(a, KEYS_FIRST)  # A - a
-    if tv is not None:
+    if len(tv) > 0:
         ds = dot_sides(h, tv, ds, KEYS_FIRST, PRECISION)
-    pu = None
-    if tq is not None or tk is not None:
+    pu = ()
+    if len(tq) > 0 or len(tk) > 0:
         ts = None
-        if tq is not None:
+        if len(tq) > 0:
             ts = dot_sides(tq, k, ts, KEYS_FIRST, PRECISION)
-        if tk is not None:
+        if len(tk) > 0:
             ts = dot_sides(q, tk, ts, KEYS_FIRST, PRECISION)
         u = ts * scale - per_query(mu, KEYS_FIRST)
         ds += u * x

@@ -41,13 +41,13 @@ def _row_terms_kernel(
     offs_m = pid % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     out = load_rows(matrix(out_ptr, strides_out, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
     g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
-    c = tl.zeros([BLOCK_M], tl.float32) if g is None else _row_dot(g, out)
+    c = tl.zeros([BLOCK_M], tl.float32) if len(g) == 0 else _row_dot(g, out)
     if h_ptr is not None:
         h = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
         t_out = tangent_matrices(t_out_ptr, strides_t_out, 0, b, h_q, ALIGN)
         for t in range(n_tangents):
             h_rows = load_rows(tangent_matrix(h, t), offs_m, nq, VALUE_DIM, DTYPE)
-            if t_out is not None:
+            if len(t_out) > 0:
                 c += _row_dot(h_rows, load_rows(tangent_matrix(t_out, t), offs_m, nq, VALUE_DIM, tl.float32))
             tl.store(a_ptr + t * stride_t + row + offs_m, _row_dot(h_rows, out), mask=offs_m < nq)
     tl.store(c_ptr + row + offs_m, c, mask=offs_m < nq)

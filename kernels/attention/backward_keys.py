@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from fastflow.kernels.attention._tile import (
-    at,
     dot_along,
     dot_sides,
     load_per_query,
@@ -23,21 +22,21 @@ from fastflow.kernels.attention._tile import (
 
 @triton.jit
 def _absorb_tangent(
-    sums, ds, p, q, k, v, tk, tv, tq, h, a_ptr, mu_ptr, scale, offs_m, nq,
+    sums, ds, p, q, k, v, tk, tv, tq, h, a_ptr, mu_ptr, row, scale, offs_m, nq,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tangent of one block of queries into the sums and into ds. q, k, v, tk, tv: rows; tq, h: matrices."""
     dk, dv, dtk, dtv = sums
     h = load_rows(h, offs_m, nq, VALUE_DIM, k[0].dtype)
     tq = load_rows(tq, offs_m, nq, HEAD_DIM, k[0].dtype)
-    a = load_per_query(a_ptr, offs_m, nq, 0.0)
-    mu = load_per_query(mu_ptr, offs_m, nq, 0.0)
+    a = load_per_query(a_ptr, row, offs_m, nq, 0.0)
+    mu = load_per_query(mu_ptr, row, offs_m, nq, 0.0)
     ds, dts, pu = tangent_terms(p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, True, PRECISION)
-    if pu is not None:
+    if len(tq) > 0 or len(tk) > 0:
         dv = dot_along(pu, h, dv, PRECISION)
     if len(dtv) > 0:
         dtv = dot_along(p, h, dtv, PRECISION)
-    if tq is not None:
+    if len(tq) > 0:
         dk = dot_along(dts, tq, dk, PRECISION)
     if len(dtk) > 0:
         dtk = dot_along(dts, q, dtk, PRECISION)
@@ -46,7 +45,7 @@ def _absorb_tangent(
 
 @triton.jit
 def _absorb_queries(
-    sums, k, v, tk_rows, tv_rows, tk, tv, q, g, tq, h, mask, lse_ptr, c_ptr, a_ptr, mu_ptr, stride_t, scale,
+    sums, k, v, tk_rows, tv_rows, tk, tv, q, g, tq, h, mask, lse_ptr, c_ptr, a_ptr, mu_ptr, row, stride_t, scale,
     start_m, offs_n, nq, nk, n_tangents,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, MANY: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -56,27 +55,27 @@ def _absorb_queries(
     offs_m = start_m + tl.arange(0, BLOCK_M)
     q = load_rows(q, offs_m, nq, HEAD_DIM, DTYPE)
     g = load_rows(g, offs_m, nq, VALUE_DIM, DTYPE)
-    lse = load_per_query(lse_ptr, offs_m, nq, float("inf"))
-    c = load_per_query(c_ptr, offs_m, nq, 0.0)
+    lse = load_per_query(lse_ptr, row, offs_m, nq, float("inf"))
+    c = load_per_query(c_ptr, row, offs_m, nq, 0.0)
     p = probabilities(q, k, lse, mask, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, True, PRECISION)
-    ds = tl.zeros_like(p) if g is None else dot_sides(g, v, None, True, PRECISION)
-    if h is not None:
+    ds = tl.zeros_like(p) if len(g) == 0 else dot_sides(g, v, None, True, PRECISION)
+    if len(h) > 0:
         if MANY:
             for t in range(n_tangents):
                 sums, ds = _absorb_tangent(
                     sums, ds, p, q, k, v,
                     load_rows(tangent_matrix(tk, t), offs_n, nk, HEAD_DIM, DTYPE),
                     load_rows(tangent_matrix(tv, t), offs_n, nk, VALUE_DIM, DTYPE),
-                    tangent_matrix(tq, t), tangent_matrix(h, t), at(a_ptr, t * stride_t), at(mu_ptr, t * stride_t),
+                    tangent_matrix(tq, t), tangent_matrix(h, t), a_ptr, mu_ptr, row + t * stride_t,
                     scale, offs_m, nq, HEAD_DIM, VALUE_DIM, PRECISION,
                 )  # fmt: skip
         else:
             sums, ds = _absorb_tangent(
-                sums, ds, p, q, k, v, tk_rows, tv_rows, tangent_matrix(tq, 0), tangent_matrix(h, 0), a_ptr, mu_ptr,
+                sums, ds, p, q, k, v, tk_rows, tv_rows, tangent_matrix(tq, 0), tangent_matrix(h, 0), a_ptr, mu_ptr, row,
                 scale, offs_m, nq, HEAD_DIM, VALUE_DIM, PRECISION,
             )  # fmt: skip
     dk, dv, dtk, dtv = sums
-    if g is not None and len(dv) > 0:
+    if len(g) > 0 and len(dv) > 0:
         dv = dot_along(p, g, dv, PRECISION)
     if len(dk) > 0:
         dk = dot_along(p * (ds - per_query(c, True)), q, dk, PRECISION)
@@ -106,8 +105,8 @@ def _dual_dkdv_kernel(
     v = load_rows(matrix(v_ptr, strides_v, b, h_k, ALIGN), offs_n, nk, VALUE_DIM, DTYPE)
     tk = tangent_matrices(tk_ptr, strides_tk, 0, b, h_k, ALIGN)
     tv = tangent_matrices(tv_ptr, strides_tv, 0, b, h_k, ALIGN)
-    tk_rows = None if MANY else load_rows(tangent_matrix(tk, 0), offs_n, nk, HEAD_DIM, DTYPE)
-    tv_rows = None if MANY else load_rows(tangent_matrix(tv, 0), offs_n, nk, VALUE_DIM, DTYPE)
+    tk_rows = () if MANY else load_rows(tangent_matrix(tk, 0), offs_n, nk, HEAD_DIM, DTYPE)
+    tv_rows = () if MANY else load_rows(tangent_matrix(tv, 0), offs_n, nk, VALUE_DIM, DTYPE)
     sums = (
         () if dk_ptr is None else zero_rows(BLOCK_N, HEAD_DIM),
         () if dv_ptr is None else zero_rows(BLOCK_N, VALUE_DIM),
@@ -132,14 +131,14 @@ def _dual_dkdv_kernel(
             for start_m in tl.range(first, whole, BLOCK_M):
                 sums = _absorb_queries(
                     sums, k, v, tk_rows, tv_rows, tk, tv, q, g, tq, h, mask,
-                    lse_ptr + row, c_ptr + row, at(a_ptr, row), at(mu_ptr, row), stride_t, scale,
+                    lse_ptr, c_ptr, a_ptr, mu_ptr, row, stride_t, scale,
                     start_m, offs_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, True, PRECISION, BLOCK_M,
                 )  # fmt: skip
         # keys past the end need no mask: they spoil their own rows only, which are not stored
         for start_m in tl.range(whole, nq, BLOCK_M):
             sums = _absorb_queries(
                 sums, k, v, tk_rows, tv_rows, tk, tv, q, g, tq, h, mask,
-                lse_ptr + row, c_ptr + row, at(a_ptr, row), at(mu_ptr, row), stride_t, scale,
+                lse_ptr, c_ptr, a_ptr, mu_ptr, row, stride_t, scale,
                 start_m, offs_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, False, PRECISION, BLOCK_M,
             )  # fmt: skip
 

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from fastflow.kernels.attention._tile import (
-    at,
     dot_along,
     dot_sides,
     load_per_query,
@@ -23,11 +22,12 @@ from fastflow.kernels.attention._tile import (
 
 @triton.jit
 def _load_tangent(
-    tq, h, a_ptr, mu_ptr, offs_m, nq, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, DTYPE: tl.constexpr
-):
+    tq, h, a_ptr, mu_ptr, row, offs_m, nq,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
     """A tangent's (tQ, H, a, mu) of a block of queries."""
-    a = load_per_query(a_ptr, offs_m, nq, 0.0)
-    mu = load_per_query(mu_ptr, offs_m, nq, 0.0)
+    a = load_per_query(a_ptr, row, offs_m, nq, 0.0)
+    mu = load_per_query(mu_ptr, row, offs_m, nq, 0.0)
     return load_rows(tq, offs_m, nq, HEAD_DIM, DTYPE), load_rows(h, offs_m, nq, VALUE_DIM, DTYPE), a, mu
 
 
@@ -42,7 +42,7 @@ def _absorb_tangent(
     tk = load_rows(tk, offs_n, nk, HEAD_DIM, k[0].dtype)
     tv = load_rows(tv, offs_n, nk, VALUE_DIM, k[0].dtype)
     ds, dts, _ = tangent_terms(p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, False, PRECISION)
-    if tk is not None:
+    if len(tk) > 0:
         dq = dot_along(dts, tk, dq, PRECISION)
     if len(dtq) > 0:
         dtq = dot_along(dts, k, dtq, PRECISION)
@@ -51,7 +51,7 @@ def _absorb_tangent(
 
 @triton.jit
 def _absorb_keys(
-    sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_ptr, mu_ptr, stride_t, scale,
+    sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_ptr, mu_ptr, row, stride_t, scale,
     offs_m, start_n, nq, nk, n_tangents,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, MANY: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -62,12 +62,12 @@ def _absorb_keys(
     k = load_rows(k, offs_n, nk, HEAD_DIM, DTYPE)
     v = load_rows(v, offs_n, nk, VALUE_DIM, DTYPE)
     p = probabilities(q, k, lse, mask, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, False, PRECISION)
-    ds = tl.zeros_like(p) if g is None else dot_sides(g, v, None, False, PRECISION)
-    if h is not None:
+    ds = tl.zeros_like(p) if len(g) == 0 else dot_sides(g, v, None, False, PRECISION)
+    if len(h) > 0:
         if MANY:
             for t in range(n_tangents):
                 of_queries = _load_tangent(
-                    tangent_matrix(tq, t), tangent_matrix(h, t), at(a_ptr, t * stride_t), at(mu_ptr, t * stride_t),
+                    tangent_matrix(tq, t), tangent_matrix(h, t), a_ptr, mu_ptr, row + t * stride_t,
                     offs_m, nq, HEAD_DIM, VALUE_DIM, DTYPE,
                 )  # fmt: skip
                 sums, ds = _absorb_tangent(
@@ -108,8 +108,8 @@ def _dual_dq_kernel(
 
     q = load_rows(matrix(q_ptr, strides_q, b, h_q, ALIGN), offs_m, nq, HEAD_DIM, DTYPE)
     g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
-    lse = load_per_query(lse_ptr + row, offs_m, nq, float("inf"))
-    c = load_per_query(c_ptr + row, offs_m, nq, 0.0)
+    lse = load_per_query(lse_ptr, row, offs_m, nq, float("inf"))
+    c = load_per_query(c_ptr, row, offs_m, nq, 0.0)
     tq = tangent_matrices(tq_ptr, strides_tq, 0, b, h_q, ALIGN)
     h = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
     k = matrix(k_ptr, strides_k, b, h_k, ALIGN)
@@ -117,12 +117,10 @@ def _dual_dq_kernel(
     tk = tangent_matrices(tk_ptr, strides_tk, 0, b, h_k, ALIGN)
     tv = tangent_matrices(tv_ptr, strides_tv, 0, b, h_k, ALIGN)
     mask = matrix(mask_ptr, strides_mask, b, h_q, 1)
-    a_row = at(a_ptr, row)
-    mu_row = at(mu_ptr, row)
-    of_queries = None
-    if h is not None and not MANY:
+    of_queries = ()
+    if len(h) > 0 and not MANY:
         of_queries = _load_tangent(
-            tangent_matrix(tq, 0), tangent_matrix(h, 0), a_row, mu_row, offs_m, nq, HEAD_DIM, VALUE_DIM, DTYPE
+            tangent_matrix(tq, 0), tangent_matrix(h, 0), a_ptr, mu_ptr, row, offs_m, nq, HEAD_DIM, VALUE_DIM, DTYPE
         )
     sums = (
         () if dq_ptr is None else zero_rows(BLOCK_M, HEAD_DIM),
@@ -137,12 +135,12 @@ def _dual_dq_kernel(
     whole = whole // BLOCK_N * BLOCK_N
     for start_n in tl.range(0, whole, BLOCK_N):
         sums = _absorb_keys(
-            sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_row, mu_row, stride_t, scale,
+            sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_ptr, mu_ptr, row, stride_t, scale,
             offs_m, start_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, False, PRECISION, BLOCK_N,
         )  # fmt: skip
     for start_n in tl.range(whole, end, BLOCK_N):
         sums = _absorb_keys(
-            sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_row, mu_row, stride_t, scale,
+            sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_ptr, mu_ptr, row, stride_t, scale,
             offs_m, start_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, True, PRECISION, BLOCK_N,
         )  # fmt: skip
 

@@ -41,7 +41,7 @@ def _absorb_keys(
     s = mask_logits(s, mask, offs_m[:, None], offs_n[None, :], nq, nk, CAUSAL, BOUND)
     m_new = tl.maximum(m, tl.max(s, 1))
     shift = m_new
-    if mask is not None:  # a row that has met no visible key: -inf - -inf would be NaN
+    if len(mask) > 0:  # a row that has met no visible key: -inf - -inf would be NaN
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
     p = tl.exp2(s - shift[:, None])
     alpha = tl.exp2(m - shift)
@@ -53,16 +53,16 @@ def _absorb_keys(
     for t in tl.static_range(len(t_accs)):
         mu = mus[t]
         t_acc = scale_rows(t_accs[t], alpha[:, None])
-        if tqs is not None or tk is not None:
+        if len(tqs) > 0 or len(tk) > 0:
             ts = None
-            if tqs is not None:
+            if len(tqs) > 0:
                 ts = dot_over(tqs[t], k_rows, ts, PRECISION)
-            if tk is not None:
+            if len(tk) > 0:
                 ts = dot_over(q, load_rows(tangent_matrix(tk, t), offs_n, nk, HEAD_DIM, DTYPE), ts, PRECISION)
             pts = p * (ts * scale)
             mu = mu * alpha + tl.sum(pts, 1)
             t_acc = dot_along(pts, v_rows, t_acc, PRECISION)
-        if tv is not None:
+        if len(tv) > 0:
             t_acc = dot_along(p, load_rows(tangent_matrix(tv, t), offs_n, nk, VALUE_DIM, DTYPE), t_acc, PRECISION)
         new_mus += (mu,)
         new_t_accs += (t_acc,)
@@ -97,11 +97,11 @@ def _dual_forward_kernel(
     tk = tangent_matrices(tk_ptr, strides_tk, t, b, h_k, ALIGN)
     tv = tangent_matrices(tv_ptr, strides_tv, t, b, h_k, ALIGN)
     mask = matrix(mask_ptr, strides_mask, b, h, 1)
-    tqs = None if tq is None else ()
+    tqs = ()
     mus = ()
     t_accs = ()
     for i in tl.static_range(TANGENTS):
-        if tq is not None:
+        if len(tq) > 0:
             tqs += (load_rows(tangent_matrix(tq, i), offs_m, nq, HEAD_DIM, DTYPE),)
         mus += (tl.zeros([BLOCK_M], tl.float32),)
         t_accs += (zero_rows(BLOCK_M, VALUE_DIM),)
