@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fastflow.nn.embeddings import TimeEmbedding, position_embedding
+from fastflow.nn.norm import RMSNorm, layer_norm
 from fastflow.ops.attention import attention
 
 PRESETS = {
@@ -68,14 +69,14 @@ class DiT(nn.Module):
 
         patch_dim = in_channels * patch_size**2
         grid = (height // patch_size, width // patch_size)
-        self.patch_embedding = nn.Linear(patch_dim, hidden_size)
+        self.patch_embedding = linear(patch_dim, hidden_size)
         self.register_buffer("positions", position_embedding(hidden_size, *grid), persistent=False)
         self.time_embedding = TimeEmbedding(hidden_size)
         if num_classes:
             self.label_embedding = nn.Embedding(num_classes + (class_dropout > 0), hidden_size)
+            nn.init.normal_(self.label_embedding.weight, std=0.02)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_dim)
-        self._initialise()
 
     @classmethod
     def preset(cls, name: str, input_size: int = 32, in_channels: int = 4, **kwargs: Any) -> "DiT":
@@ -111,7 +112,7 @@ class DiT(nn.Module):
             ``[B, C, H, W]``.
 
         Raises:
-            ValueError: a shape is wrong, or y is given to a model without labels or missing where there is no null class.
+            ValueError: a shape is wrong, y is given to a model without labels, or missing where there is no null class.
         """
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"x must be [B, {', '.join(map(str, self.input_shape))}], got shape {tuple(x.shape)}")
@@ -141,20 +142,6 @@ class DiT(nn.Module):
             raise ValueError("y is required: the model has no null class (class_dropout=0)")
         return torch.full(x.shape[:1], self.null_class, device=x.device)
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for layer in (self.time_embedding.mlp[0], self.time_embedding.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for block in self.blocks:
-            nn.init.zeros_(block.modulation[1].weight)
-        nn.init.zeros_(self.final_layer.modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
-
 
 class DiTBlock(nn.Module):
     """A pre-norm Transformer block with adaLN-zero."""
@@ -162,19 +149,17 @@ class DiTBlock(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
         super().__init__()
         mlp_size = int(hidden_size * mlp_ratio)
-        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.attention = SelfAttention(hidden_size, num_heads, qk_norm)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.mlp = nn.Sequential(
-            nn.Linear(hidden_size, mlp_size), nn.GELU(approximate="tanh"), nn.Linear(mlp_size, hidden_size)
+            linear(hidden_size, mlp_size), nn.GELU(approximate="tanh"), linear(mlp_size, hidden_size)
         )
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+        self.modulation = nn.Sequential(nn.SiLU(), linear(hidden_size, 6 * hidden_size, zero=True))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x: ``[B, N, D]``, condition: ``[B, D]``; returns ``[B, N, D]``."""
         b1, a1, g1, b2, a2, g2 = self.modulation(condition)[:, None].chunk(6, dim=-1)  # each [B, 1, D]
-        x = x + g1 * self.attention(self.norm1(x) * (1 + a1) + b1)
-        return x + g2 * self.mlp(self.norm2(x) * (1 + a2) + b2)
+        x = x + g1 * self.attention(layer_norm(x) * (1 + a1) + b1)
+        return x + g2 * self.mlp(layer_norm(x) * (1 + a2) + b2)
 
 
 class SelfAttention(nn.Module):
@@ -183,10 +168,10 @@ class SelfAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.q_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.projection = nn.Linear(hidden_size, hidden_size)
+        self.qkv = linear(hidden_size, 3 * hidden_size)
+        self.q_norm = RMSNorm(hidden_size // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(hidden_size // num_heads) if qk_norm else nn.Identity()
+        self.projection = linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ``[B, N, D]``; returns ``[B, N, D]``."""
@@ -200,11 +185,18 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, patch_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
-        self.linear = nn.Linear(hidden_size, patch_dim)
+        self.modulation = nn.Sequential(nn.SiLU(), linear(hidden_size, 2 * hidden_size, zero=True))
+        self.linear = linear(hidden_size, patch_dim, zero=True)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x: ``[B, N, D]``, condition: ``[B, D]``; returns ``[B, N, patch_dim]``."""
         b, a = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        return self.linear(self.norm(x) * (1 + a) + b)
+        return self.linear(layer_norm(x) * (1 + a) + b)
+
+
+def linear(in_features: int, out_features: int, *, zero: bool = False) -> nn.Linear:
+    """A linear layer with zero bias and Xavier-uniform or zero weights."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight) if zero else nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MAX_PERIOD = 10_000.0
@@ -26,9 +27,11 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.num_frequencies = num_frequencies
         self.time_scale = time_scale
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.linear1 = nn.Linear(2 * num_frequencies, hidden_size)
+        self.linear2 = nn.Linear(hidden_size, hidden_size)
+        for layer in (self.linear1, self.linear2):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, t: Tensor) -> Tensor:
         """t: ``[B]``; returns ``[B, D]``."""
@@ -37,7 +40,7 @@ class TimeEmbedding(nn.Module):
         omega = self.time_scale * torch.exp(-math.log(_MAX_PERIOD) / self.num_frequencies * k)
         angle = t[:, None] * omega
         waves = torch.cat((angle.cos(), angle.sin()), dim=1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.linear2(F.silu(self.linear1(waves.to(self.linear1.weight.dtype))))
 
 
 def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:

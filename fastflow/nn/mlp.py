@@ -1,5 +1,7 @@
 """A small velocity network for points."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class VelocityMLP(nn.Module):
     def __init__(self, dim: int, hidden_size: int = 64, depth: int = 3) -> None:
         super().__init__()
         widths = [dim + 1] + depth * [hidden_size]
-        hidden = [layer for pair in zip(widths, widths[1:]) for layer in (nn.Linear(*pair), nn.SELU())]
+        hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.SELU())]
         self.dim = dim
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], dim))
 

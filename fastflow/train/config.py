@@ -11,9 +11,10 @@ from fastflow.solvers import Solver
 PathName = Literal["condot", "cosine", "polynomial", "linear_vp", "vp", "sigma_min", "independent", "bridge"]
 
 # what may differ between a run and its continuation
-_FREE_TO_CHANGE = frozenset(
-    "out resume overwrite steps checkpoint_every keep_checkpoints sample_every log_every tensorboard "
-    "sample_steps solver guidance eval_samples".split()
+_FREE_TO_CHANGE = (
+    *("out", "resume", "overwrite", "steps"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "tensorboard"),
+    *("sample_steps", "solver", "guidance", "eval_samples"),
 )
 
 

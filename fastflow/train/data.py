@@ -15,7 +15,7 @@ from fastflow.train.extras import extra
 from fastflow.train.points import POINT_SETS, draw
 from fastflow.train.streams import Stream
 
-_IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())
+_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class DataSpec:
 class Dataset(Protocol):
     """Data to train on."""
 
-    spec: DataSpec
+    @property
+    def spec(self) -> DataSpec:
+        """What the model must know of the data."""
 
     def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """The samples ``[size, *shape]`` and labels of a step, a pure function of (seed, step)."""
@@ -154,7 +156,7 @@ def _images(x: Tensor, y: Tensor | None, class_names: Any = ()) -> ArrayData:
 def _image_folder(folder: Path, size: int) -> ArrayData:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"no images under {folder} (looked for {', '.join(sorted(_IMAGE_SUFFIXES))})")
+        raise ValueError(f"no images under {folder} (looked for {', '.join(_IMAGE_SUFFIXES)})")
     x = torch.stack([_read_image(f, size) for f in files])
     parents = [f.relative_to(folder).parts[0] if f.parent != folder else "" for f in files]
     if "" in parents:

@@ -1,12 +1,15 @@
 """The moving average of the weights that samples are drawn with."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[M]):
     """Exponential moving average of a model's parameters in fp32: ``e ← d e + (1 − d) p``.
 
     The decay d is ``min(decay, (1 + k) / (10 + k))`` at step k, so that the average forgets the initial weights early.
@@ -16,10 +19,10 @@ class EMA:
         decay: the decay's limit.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: M, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
-        self._averages = list(self.model.parameters())
+        self._averages: list[Tensor] = list(self.model.parameters())
         self._parameters = list(model.parameters())
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from fastflow.train.data import Dataset, DataSpec, load_data
 from fastflow.train.extras import extra
 from fastflow.train.log import RunLog
 from fastflow.train.report import draw_pictures, final_metrics
-from fastflow.train.runs import build_path
+from fastflow.train.runs import build_path, choose_device
 from fastflow.train.state import State
 from fastflow.train.streams import Stream
 
@@ -37,7 +37,7 @@ def train(config: Config) -> dict[str, float]:
         ValueError: the settings contradict each other, or those of the run that is resumed.
         NonFiniteError: a loss or gradient is not finite; the message names the step and the last good checkpoint.
     """
-    device = _device(config)
+    device = choose_device(config.device)
     data = load_data(config.data, config.labels, config.image_size)
     path = build_path(config)
     state = State.initial(config, data.spec, device)
@@ -97,9 +97,7 @@ def batch_loss(config: Config, data: Dataset, path: Path, network: Any, step: in
         y = torch.where(dropped, spec.num_classes, y).to(device, non_blocking=True)
     x0 = GaussianNoise(seed, Stream.NOISE.at(step))
     bridge = GaussianNoise(seed, Stream.BRIDGE.at(step))
-    t = sample_times(
-        path, len(x1), seed=seed, offset=Stream.TIMES.at(step), distribution=config.times, device=device
-    )
+    t = sample_times(path, len(x1), seed=seed, offset=Stream.TIMES.at(step), distribution=config.times, device=device)
     xt = interpolate(x0, x1, t, path=path, noise=bridge)
     return flow_matching_loss(network(xt, t, y), x0, x1, t, path=path, noise=bridge)
 
@@ -122,12 +120,6 @@ def _prepare_folder(config: Config, spec: DataSpec, state: State) -> None:
         if DataSpec.from_json(checkpoint.meta["data"]) != spec:
             raise ValueError(f"{config.data} is not the data that the run in {config.out} was trained on")
         state.restore(checkpoint)
-
-
-def _device(config: Config) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
 
 
 def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -32,7 +32,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def wasserstein2(a: Tensor, b: Tensor) -> float:
-    """The 2-Wasserstein distance of two sets of N points ``[N, D]`` each, exactly: ``sqrt(min_π mean |a_i - b_π(i)|²)``.
+    """The exact 2-Wasserstein distance of two sets of N points ``[N, D]``: ``sqrt(min_π mean_i |a_i - b_π(i)|²)``.
 
     Raises:
         ValueError: the sets differ in shape.
@@ -44,7 +44,9 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
     return math.sqrt(cost[rows, columns].mean())
 
 
-def evaluate(data: Dataset, generate: Generate, noise: Callable[[int], Tensor], num: int | None, seed: int) -> dict[str, float]:
+def evaluate(
+    data: Dataset, generate: Generate, noise: Callable[[int], Tensor], num: int | None, seed: int
+) -> dict[str, float]:
     """The final metrics of a run; every one is a function of the data, the model and the seed.
 
     Args:
@@ -91,7 +93,7 @@ def _evaluate_images(
         "frechet_distance": frechet_distance(features(x), features(real)),
         "frechet_test": frechet_distance(features(x), features(test.x)),
         "frechet_train": frechet_distance(features(x), features(train.x)),
-        "frechet_half": frechet_distance(features(x)[:len(test)], features(test.x)),
+        "frechet_half": frechet_distance(features(x)[: len(test)], features(test.x)),
         "frechet_floor": frechet_distance(features(train.x), features(test.x)),
         "frechet_noise": frechet_distance(features(noise(num)), features(real)),
     }

@@ -66,6 +66,16 @@ def build_path(config: Config) -> paths.Path:
     }[config.path]()
 
 
+def choose_device(name: str) -> torch.device:
+    """``"auto"`` is the GPU where there is one; any other name is torch's."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+
+
 def load_run(folder: Path | str, device: torch.device | str = "cpu") -> Run:
     """The newest valid checkpoint of a run, ready to sample.
 
@@ -100,7 +110,7 @@ def generate(
     solver: Solver = "heun",
     guidance: float = 1.0,
 ) -> Tensor:
-    """Samples ``[num, *shape]`` in the data's own units, on the CPU; sample i depends on the seed, i and its label alone.
+    """Samples ``[num, *shape]`` in the data's own units, on the CPU; sample i depends on the seed, i and label i alone.
 
     Args:
         model: a velocity network.

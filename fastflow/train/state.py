@@ -17,7 +17,7 @@ class State:
     """A training run at a step: ``step`` is the number of steps done, ``seconds`` the time they took."""
 
     model: Model
-    ema: EMA
+    ema: EMA[Model]
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
