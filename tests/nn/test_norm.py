@@ -75,7 +75,7 @@ def test_pytorchs_layer_norm_still_needs_the_detour() -> None:
     torch.manual_seed(0)
     x, v, direction = draw(3, 2, 8).unbind()
 
-    def slope(name: str) -> Tensor:
+    def slope(norm: Norm) -> Tensor:
         return (grad(lambda x: jvp(norm, (x,), (v,))[1].square().sum())(x) * direction).sum()
 
     assert not torch.isclose(slope(lambda x: F.layer_norm(x, (8,), eps=1e-6)), slope(layer_norm), rtol=1e-3)
