@@ -76,7 +76,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise ValueError("its checksum is wrong")
         if manifest["format"] != _FORMAT:
             raise ValueError(f"its format is {manifest['format']}, and this version reads {_FORMAT}")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(f"{folder / _MANIFEST}: {error}") from error
     tensors = {}
     for name, expected in manifest["files"].items():
@@ -85,7 +85,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise DamagedCheckpointError(f"{file} is missing")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise DamagedCheckpointError(f"{file}: its size or checksum is wrong")
-        tensors[file.stem] = extra("safetensors.torch").load_file(file)
+        try:
+            tensors[file.stem] = extra("safetensors.torch").load_file(file)
+        except extra("safetensors").SafetensorError as error:
+            raise DamagedCheckpointError(f"{file}: {error}") from error
     return Checkpoint(manifest["step"], tensors, manifest["meta"])
 
 

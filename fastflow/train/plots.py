@@ -63,7 +63,7 @@ def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -
     axes = figure.add_subplot()
     axes.imshow(canvas, interpolation="nearest")
     axes.set_xticks([])
-    axes.set_yticks([i * (height + gap) + (height - 1) / 2 for i in range(len(rows))] if any(names) else [], names)
+    axes.set_yticks([i * (height + gap) + (height - 1) / 2 for i in range(len(rows))], names)
     axes.tick_params(length=0, colors=_INK, labelsize=10)
     for spine in axes.spines.values():
         spine.set_visible(False)
