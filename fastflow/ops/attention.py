@@ -1,7 +1,22 @@
-"""Softmax attention with every derivative."""
+"""Softmax attention with every derivative: one function for every mode of ``torch.func`` and of autograd."""
 
+import functools
+import logging
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from fastflow.ops import _attention_library as library
+from fastflow.ops import _attention_math
+from fastflow.ops._attention_checks import Problem, canonical, canonical_tangents
+from fastflow.ops._attention_rules import AttentionDualFunction, AttentionFunction
+
+logger = logging.getLogger("fastflow")
 
 
 def attention(
@@ -16,7 +31,165 @@ def attention(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Softmax attention (stub)."""
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    """Softmax attention, ``O = softmax(s Q Kᵀ + bias) V``, with the signature and meaning of PyTorch's.
+
+    Differentiable to second order in every mode: reverse, forward, each over the other, reverse over reverse, under
+    ``vmap`` and ``torch.compile``. Memory is linear in the lengths. A fully masked row gives zero.
+
+    Args:
+        query: ``[..., Hq, Nq, D]``, float16, bfloat16, float32 or float64, any strides; likewise key and value.
+        key: ``[..., Hk, Nk, D]``; leading dimensions broadcast.
+        value: ``[..., Hk, Nk, Dv]``.
+        attn_mask: broadcastable to ``[..., Hq, Nq, Nk]``; bool (true attends) or floating point (added after scaling,
+            -inf allowed). A floating point mask that requires grad is served by attention with quadratic memory.
+        dropout_p: must be 0.
+        is_causal: query i attends to keys j <= i; not together with attn_mask.
+        scale: s, by default ``1 / sqrt(D)``.
+        enable_gqa: Hk may be any divisor of Hq, each key head shared by Hq / Hk consecutive query heads.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``.
+
+    Returns:
+        O, ``[..., Hq, Nq, Dv]`` in the dtype of value.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not fit, a backend that cannot serve.
+        NotImplementedError: dropout_p > 0; a third derivative; forward mode inside forward mode.
+
+    Source: Vaswani et al., 1706.03762, eq. 1; the derivatives are derived in ``kernels/attention/README.md``.
+    """
+    x = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    library.implementation(backend, x.query, x.key, x.value)
+    primals = [x.query, x.key, x.value]
+    reason = _why_spelled_out(x)
+    if reason is not None:
+        _log_once(reason)
+        out = _attention_math.attention(*_autocast(*primals), x.mask, x.scale, x.is_causal)
+    elif (duals := _unpacked(*primals)) is not None:
+        primals, tangents = duals
+        out, t_out, *_ = _dual(*_autocast(*primals), *tangents, x.mask, x.scale, x.is_causal, backend)
+        out = forward_ad.make_dual(out, t_out[0].to(out.dtype))
+    else:
+        call: Any = library.attention if torch.compiler.is_compiling() else AttentionFunction.apply
+        out, _ = call(*_autocast(*primals), x.mask, x.scale, x.is_causal, backend)
+    return out if out.ndim == len(x.out_shape) else out.reshape(x.out_shape)
+
+
+def attention_jvp(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_tangent: Tensor | None = None,
+    key_tangent: Tensor | None = None,
+    value_tangent: Tensor | None = None,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attention and its Jacobian-vector product, ``tO = (P∘(tS − rowsum(P∘tS))) V + P tV``, in one pass.
+
+    Both results are differentiable once more in reverse mode; the gradient flows through the tangent too.
+
+    Args:
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, backend: as for :func:`attention`.
+        query_tangent: None for zero (its products are skipped), or the shape of query, or K tangents ``[K, ...]`` that
+            share one softmax; in the dtype of query or in float32. Likewise key_tangent and value_tangent.
+
+    Returns:
+        O, ``[..., Hq, Nq, Dv]``, and its tangent, with K in front where the tangents have it, in the tangents' dtype.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`attention`; no tangent at all; an attn_mask that requires
+            grad.
+
+    Source: ``kernels/attention/README.md``.
+    """
+    x = canonical(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+    library.implementation(backend, x.query, x.key, x.value)
+    tangents, num = canonical_tangents((query, key, value), (query_tangent, key_tangent, value_tangent), x.lead)
+    primals = _autocast(x.query, x.key, x.value)
+    out, t_out, *_ = _dual(*primals, *tangents, x.mask, x.scale, x.is_causal, backend)
+    return out.reshape(x.out_shape), t_out.reshape(*(() if num is None else (num,)), *x.out_shape)
+
+
+class replace_sdpa(TorchFunctionMode):  # noqa: N801
+    """Inside this context ``F.scaled_dot_product_attention`` is :func:`attention`, however a model imported it.
+
+    >>> with replace_sdpa():
+    ...     out, out_tangent = torch.func.jvp(model, (x,), (v,))
+
+    backend: as for :func:`attention`.
+    """
+
+    def __init__(self, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = backend
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return attention(*args, **(kwargs or {}), backend=self.backend)
+        return func(*args, **(kwargs or {}))
+
+
+def _dual(*args: Any) -> tuple[Tensor, ...]:
+    return library.attention_dual(*args) if torch.compiler.is_compiling() else AttentionDualFunction.apply(*args)
+
+
+def _unpacked(*primals: Tensor) -> tuple[list[Tensor], list[Tensor | None]] | None:
+    """Primals and tangents (with an axis of length 1) where one pass may compute both; None elsewhere.
+
+    Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985), so under torch.compile it is everywhere.
+    In eager mode it is where the innermost torch.func transform is a jvp; a bare ``forward_ad.dual_level`` with a graph
+    must keep its dual tensors, because somebody may ask for the tangent of a gradient.
+    """
+    if not torch.compiler.is_compiling() and not _innermost_is_forward(*primals):
+        return None
+    duals = [forward_ad.unpack_dual(x) for x in primals]
+    if all(x.tangent is None for x in duals):
+        return None
+    return [x.primal for x in duals], [None if x.tangent is None else x.tangent.unsqueeze(0) for x in duals]
+
+
+def _innermost_is_forward(*primals: Tensor) -> bool:
+    interpreter = _functorch.peek_interpreter_stack()
+    if interpreter is not None:
+        return interpreter.key() == _functorch.TransformType.Jvp
+    has_graph = torch.is_grad_enabled() and any(x.requires_grad for x in primals)
+    return forward_ad._current_level >= 0 and not has_graph
+
+
+def _why_spelled_out(x: Problem) -> str | None:
+    """Why this call is left to autograd, or None."""
+    if 0 in x.out_shape:
+        return "the output is empty"
+    if x.mask is not None and x.mask.dtype != torch.bool and _is_differentiated(x.mask):
+        return "attn_mask is differentiated, and its gradient is as large as the scores"
+    return None
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    """Whether x requires grad at any level of torch.func, or has a tangent."""
+    if torch.compiler.is_compiling():
+        return x.requires_grad or forward_ad.unpack_dual(x).tangent is not None
+    if _innermost_is_forward(x) and forward_ad.unpack_dual(x).tangent is not None:
+        return True
+    while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast does to the arguments of PyTorch's own attention."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    logger.info("attention: spelled out in PyTorch, because %s", reason)
