@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import time
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ def _prepare_folder(config: Config, spec: DataSpec, state: State) -> None:
     checkpoints = config.out / "checkpoints"
     if list_checkpoints(checkpoints) or (config.out / "metrics.jsonl").exists():
         if config.overwrite:
-            shutil.rmtree(config.out)
+            _remove_run(config.out)
         elif not config.resume:
             raise FileExistsError(f"{config.out} holds a run already: pass --resume to continue it, or --overwrite")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -120,6 +121,14 @@ def _prepare_folder(config: Config, spec: DataSpec, state: State) -> None:
         if DataSpec.from_json(checkpoint.meta["data"]) != spec:
             raise ValueError(f"{config.data} is not the data that the run in {config.out} was trained on")
         state.restore(checkpoint)
+
+
+def _remove_run(folder: FilePath) -> None:
+    """Delete what a run writes, and nothing else that may lie in the folder."""
+    for name in ("checkpoints", "samples", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "summary.json", "samples.png", "loss.png"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -93,7 +93,7 @@ def _scatter(file: Path, x: Tensor, title: str) -> None:
     axes = figure.add_subplot()
     second = x[:, 1] if x.shape[1] > 1 else torch.zeros(len(x))
     axes.scatter(x[:, 0], second, s=4, color=_BLUE, alpha=0.45, linewidths=0)
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_aspect("equal", adjustable="box")
     axes.set(xlabel="$x_1$", ylabel="$x_2$")
     axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -123,8 +123,11 @@ def test_an_occupied_folder_is_kept_unless_told(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="--resume to continue it, or --overwrite"):
         train(Config(**POINTS, steps=3, out=tmp_path / "run"))
     assert newest(tmp_path / "run").step == 2
+    (tmp_path / "run" / "notes.txt").write_text("mine")
     train(Config(**POINTS, steps=1, out=tmp_path / "run", overwrite=True))
     assert newest(tmp_path / "run").step == 1
+    assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 1
+    assert (tmp_path / "run" / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 8}, {"path": "cosine"}, {"hidden_size": 8}])
