@@ -103,12 +103,16 @@ def load_per_query(ptr, row, offs_m, nq, OTHER: tl.constexpr):
 
 
 @triton.jit
-def store_rows(ptr, rows, offs, n, WIDTH: tl.constexpr):
-    """Store rows offs of a contiguous matrix [n, WIDTH], cast to its dtype."""
+def store_rows(ptr, rows, offs, n, WIDTH: tl.constexpr, ADD: tl.constexpr):
+    """Store rows offs of a contiguous matrix [n, WIDTH], cast to its dtype, or add them to what is there."""
     row_ptrs = ptr + (offs.to(tl.int64) * WIDTH)[:, None]
     for i in tl.static_range(len(rows)):
         cols = (first_piece(WIDTH) if i > 0 else 0) + tl.arange(0, rows[i].shape[1])[None, :]
-        tl.store(row_ptrs + cols, rows[i].to(ptr.dtype.element_ty), mask=(offs < n)[:, None] & (cols < WIDTH))
+        mask = (offs < n)[:, None] & (cols < WIDTH)
+        piece = rows[i]
+        if ADD:
+            piece += tl.load(row_ptrs + cols, mask=mask, other=0.0)
+        tl.store(row_ptrs + cols, piece.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -196,6 +200,20 @@ def per_query(x, KEYS_FIRST: tl.constexpr):
 
 
 @triton.jit
+def dot_sides_less(x, y, r, like, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
+    """x yᵀ - r, x being () for zero. r: per query; like: a tile.
+
+    A thread holds many numbers of r for a tile [n, m]: as the initial accumulator they cost no register afterwards.
+    """
+    if len(x) == 0:
+        return tl.zeros_like(like) - per_query(r, KEYS_FIRST)
+    elif KEYS_FIRST:
+        return dot_over(y, x, tl.zeros_like(like) - per_query(r, KEYS_FIRST), PRECISION)
+    else:
+        return dot_over(x, y, None, PRECISION) - per_query(r, KEYS_FIRST)
+
+
+@triton.jit
 def probabilities(
     q, k, lse, mask, offs_m, offs_n, nq, nk, scale,
     CAUSAL: tl.constexpr, BOUND: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
@@ -214,7 +232,7 @@ def tangent_terms(
 
     tq, tk, tv: rows, () if absent; h: cotangent rows of t_out; a, mu: per query.
     """
-    x = dot_sides(h, v, None, KEYS_FIRST, PRECISION) - per_query(a, KEYS_FIRST)  # A - a
+    x = dot_sides_less(h, v, a, p, KEYS_FIRST, PRECISION)  # A - a
     if len(tv) > 0:
         ds = dot_sides(h, tv, ds, KEYS_FIRST, PRECISION)
     pu = ()

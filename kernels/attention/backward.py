@@ -13,6 +13,8 @@ from fastflow.kernels.attention.backward_keys import _dual_dkdv_kernel
 from fastflow.kernels.attention.backward_queries import _dual_dq_kernel
 from fastflow.kernels.attention.config import config_for
 
+Outputs = tuple[Tensor | None, ...]
+
 _ROWS = 64
 
 
@@ -30,27 +32,31 @@ def _row_terms_kernel(
     heads, nq, n_tangents,
     VALUE_DIM: tl.constexpr, ALIGN: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """a = rowsum(H∘O) per tangent and c = rowsum(G∘O) + Σ rowsum(H∘tO), of G and H as the other kernels round them."""
-    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
+    """a = rowsum(H∘O) and c = rowsum(H∘tO) of each tangent, c of the first with rowsum(G∘O). Grid: (B H, blocks)."""
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty  # G and H rounded as the other kernels round them
     blocks = tl.cdiv(nq, BLOCK_M)
     pid = tl.program_id(0)
     pid_bh = (pid // blocks).to(tl.int64)
     b, h_q = pid_bh // heads, pid_bh % heads
-    row = pid_bh * nq
-    stride_t = (tl.num_programs(0) // blocks).to(tl.int64) * nq  # B H nq
     offs_m = pid % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_ptrs = pid_bh * nq + offs_m
+    stride_t = (tl.num_programs(0) // blocks).to(tl.int64) * nq  # B H nq
+    mask_m = offs_m < nq
     out = load_rows(matrix(out_ptr, strides_out, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
     g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
     c = tl.zeros([BLOCK_M], tl.float32) if len(g) == 0 else _row_dot(g, out)
-    if h_ptr is not None:
+    if h_ptr is None:
+        tl.store(c_ptr + row_ptrs, c, mask=mask_m)
+    else:
         h = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
         t_out = tangent_matrices(t_out_ptr, strides_t_out, 0, b, h_q, ALIGN)
         for t in range(n_tangents):
             h_rows = load_rows(tangent_matrix(h, t), offs_m, nq, VALUE_DIM, DTYPE)
             if len(t_out) > 0:
                 c += _row_dot(h_rows, load_rows(tangent_matrix(t_out, t), offs_m, nq, VALUE_DIM, tl.float32))
-            tl.store(a_ptr + t * stride_t + row + offs_m, _row_dot(h_rows, out), mask=offs_m < nq)
-    tl.store(c_ptr + row + offs_m, c, mask=offs_m < nq)
+            tl.store(a_ptr + t * stride_t + row_ptrs, _row_dot(h_rows, out), mask=mask_m)
+            tl.store(c_ptr + t * stride_t + row_ptrs, c, mask=mask_m)
+            c = tl.zeros([BLOCK_M], tl.float32)
 
 
 def dual_backward(
@@ -70,33 +76,51 @@ def dual_backward(
     tangents = (tq, tk, tv)
     if all(x is None for x in tangents):
         t_out = mu = None
-    d_primals = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    K = 1 if h is None else len(h)
     d_tangents: list[Tensor | None] = [None, None, None]
     if h is not None:
         d_tangents = [
-            torch.empty((len(h), *x.shape), dtype=(h if t is None else t).dtype, device=x.device)
+            torch.empty((K, *x.shape), dtype=(h if t is None else t).dtype, device=x.device)
             if need_tangent_grads or t is not None
             else None
             for x, t in zip((q, k, v), tangents)
         ]
-    if g is None and h is None:
-        return *(x.zero_() for x in d_primals), *d_tangents
+    # over several tangents the primals' gradients add up in float32
+    d_primals = [torch.empty(x.shape, dtype=x.dtype if K == 1 else torch.float32, device=x.device) for x in (q, k, v)]
 
-    g, h, q, k, v, tq, tk, tv = map(_launch.unit_rows, (g, h, q, k, v, tq, tk, tv))
+    g, h, *rows = map(_launch.unit_rows, (g, h, q, k, v, tq, tk, tv))
     with _launch.on_device(q):
         a, c = _row_terms(g, h, out, t_out)
-        problem = _Problem(q, k, v, (tq, tk, tv), g, h, mask, lse, c, a, mu, scale, is_causal)
-        _run_side(_dual_dkdv_kernel, "dkdv", problem, d_primals[1:], d_tangents[1:])
-        _run_side(_dual_dq_kernel, "dq", problem, d_primals[:1], d_tangents[:1])
-    return *d_primals, *d_tangents
+        for t in range(K):
+            problem = _Problem(
+                *rows[:3], *_of_tangent(t, *rows[3:]), g if t == 0 else None, *_of_tangent(t, h), mask,
+                lse, c[t], *_of_tangent(t, a, mu), scale, is_causal, add=t > 0,
+            )  # fmt: skip
+            dq, dtq, dk, dv, dtk, dtv = (
+                d_primals[0],
+                *_of_tangent(t, d_tangents[0]),
+                *d_primals[1:],
+                *_of_tangent(t, *d_tangents[1:]),
+            )
+            _run_side(_dual_dkdv_kernel, "dkdv", problem, (dk, dv), (dtk, dtv))
+            _run_side(_dual_dq_kernel, "dq", problem, (dq,), (dtq,))
+    return *(d.to(x.dtype) for d, x in zip(d_primals, (q, k, v))), *d_tangents
+
+
+def _of_tangent(t: int, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x[t] for x in tensors]
 
 
 @dataclass(frozen=True)
 class _Problem:
+    """One tangent's backward. add: whether the primals' gradients are added to what is there."""
+
     q: Tensor
     k: Tensor
     v: Tensor
-    tangents: tuple[Tensor | None, Tensor | None, Tensor | None]
+    tq: Tensor | None
+    tk: Tensor | None
+    tv: Tensor | None
     g: Tensor | None
     h: Tensor | None
     mask: Tensor | None
@@ -106,57 +130,59 @@ class _Problem:
     mu: Tensor | None
     scale: float
     is_causal: bool
+    add: bool
 
-    def of_tangent_gradient(self, t: int) -> "_Problem":
-        """Plain attention with cotangent H: its gradients are those of tangent t."""
-        return replace(self, tangents=(None, None, None), g=self.h[t], h=None, c=self.a[t], a=None, mu=None)
+    def without_tangents(self) -> "_Problem":
+        return replace(self, tq=None, tk=None, tv=None, h=None, a=None, mu=None)
+
+    def of_tangent_gradients(self) -> "_Problem":
+        """Plain attention with cotangent H: its gradients are those of the tangents, equation (12)."""
+        return replace(self.without_tangents(), g=self.h, c=self.a, add=False)
 
 
-def _run_side(kernel, side: str, problem: _Problem, d_primals, d_tangents) -> None:
-    """Fill one side's gradients: in one launch, or the primals' first and then each tangent's by the plain kernel."""
-    none = [None] * len(d_primals)
+def _run_side(kernel, side: str, problem: _Problem, d_primals: Outputs, d_tangents: Outputs) -> None:
+    """Fill one side's gradients: in one joint launch, or the primals' and then the tangents' by the plain kernel."""
+    none = (None,) * len(d_primals)
+    wanted = any(x is not None for x in d_tangents)
     if problem.h is None:
         _run(kernel, f"{side}-plain", problem, (*d_primals, *none))
-        return
-    K = len(problem.h)
-    if K == 1 and config_for(problem.q, _width(problem), f"{side}-joint") is not None:
-        _run(kernel, f"{side}-joint", problem, (*d_primals, *(None if x is None else x[0] for x in d_tangents)))
-        return
-    _run(kernel, f"{side}-primal", problem, (*d_primals, *none))
-    if any(x is not None for x in d_tangents):
-        for t in range(K):
-            of_t = (None if x is None else x[t] for x in d_tangents)
-            _run(kernel, f"{side}-plain", problem.of_tangent_gradient(t), (*of_t, *none))
+    elif wanted and config_for(problem.q, _width(problem), f"{side}-joint") is not None:
+        _run(kernel, f"{side}-joint", problem, (*d_primals, *d_tangents))
+    else:
+        _run(kernel, f"{side}-primal", problem, (*d_primals, *none))
+        if wanted:
+            _run(kernel, f"{side}-plain", problem.of_tangent_gradients(), (*d_tangents, *none))
 
 
-def _run(kernel, direction: str, x: _Problem, outputs) -> None:
+def _run(kernel, direction: str, x: _Problem, outputs: Outputs) -> None:
     heads, nq, D = x.q.shape[1:]
     batch, heads_k, nk, Dv = x.v.shape
     config = config_for(x.q, _width(x), direction)
-    rows = (x.q, x.k, x.v, *x.tangents, x.g, x.h)
+    rows = (x.q, x.k, x.v, x.tq, x.tk, x.tv, x.g, x.h)
     align = _launch.alignment(*rows)
-    blocks = (
-        heads_k * triton.cdiv(nk, config.block_n) if "dkdv" in direction else heads * triton.cdiv(nq, config.block_m)
-    )
-    n_tangents = 0 if x.h is None else len(x.h)
-    kernel[(batch * blocks,)](
+    if direction.startswith("dkdv"):
+        programs = batch * heads_k * triton.cdiv(nk, config.block_n)
+    else:
+        programs = batch * heads * triton.cdiv(nq, config.block_m)
+    kernel[(programs,)](
         *rows, x.mask, x.lse, x.c, x.a, x.mu, *outputs, x.scale,
-        *(_launch.strides(y, align) for y in rows), _launch.strides(x.mask, 1),
-        heads, heads // heads_k, nq, nk, n_tangents,
-        HEAD_DIM=D, VALUE_DIM=Dv, MANY=n_tangents > 1, CAUSAL=x.is_causal,
+        *(_launch.strides(y, align) for y in rows), _launch.strides(x.mask, 1), heads, nq, nk,
+        GROUP=heads // heads_k, HEAD_DIM=D, VALUE_DIM=Dv, CAUSAL=x.is_causal, ADD=x.add,
         ALIGN=align, PRECISION=_launch.dot_precision(x.q), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 
 def _row_terms(g: Tensor | None, h: Tensor | None, out: Tensor, t_out: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """(a, c), each ``[K, B, H, Nq]`` in float32; a is None without h."""
     B, H, nq, Dv = out.shape
-    c = torch.empty((B, H, nq), dtype=torch.float32, device=out.device)
-    a = None if h is None else torch.empty((len(h), B, H, nq), dtype=torch.float32, device=out.device)
+    K = 1 if h is None else len(h)
+    c = torch.empty((K, B, H, nq), dtype=torch.float32, device=out.device)
+    a = None if h is None else torch.empty_like(c)
     rows = (g, h, out, t_out)
     align = _launch.alignment(*rows)
     _row_terms_kernel[(B * H * triton.cdiv(nq, _ROWS),)](
-        *rows, a, c, *(_launch.strides(x, align) for x in rows), H, nq, 0 if h is None else len(h),
+        *rows, a, c, *(_launch.strides(x, align) for x in rows), H, nq, K,
         VALUE_DIM=Dv, ALIGN=align, BLOCK_M=_ROWS,
     )  # fmt: skip
     return a, c

@@ -5,108 +5,76 @@ import triton.language as tl
 
 from fastflow.kernels.attention._tile import (
     dot_along,
-    dot_sides,
+    dot_sides_less,
     load_per_query,
     load_rows,
     matrix,
-    per_query,
     probabilities,
     scale_rows,
     store_rows,
-    tangent_matrices,
-    tangent_matrix,
     tangent_terms,
     zero_rows,
 )
 
 
 @triton.jit
-def _absorb_tangent(
-    sums, ds, p, q, k, v, tk, tv, tq, h, a_ptr, mu_ptr, row, scale, offs_m, nq,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tangent of one block of queries into the sums and into ds. q, k, v, tk, tv: rows; tq, h: matrices."""
-    dk, dv, dtk, dtv = sums
-    h = load_rows(h, offs_m, nq, VALUE_DIM, k[0].dtype)
-    tq = load_rows(tq, offs_m, nq, HEAD_DIM, k[0].dtype)
-    a = load_per_query(a_ptr, row, offs_m, nq, 0.0)
-    mu = load_per_query(mu_ptr, row, offs_m, nq, 0.0)
-    ds, dts, pu = tangent_terms(p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, True, PRECISION)
-    if len(tq) > 0 or len(tk) > 0:
-        dv = dot_along(pu, h, dv, PRECISION)
-    if len(dtv) > 0:
-        dtv = dot_along(p, h, dtv, PRECISION)
-    if len(tq) > 0:
-        dk = dot_along(dts, tq, dk, PRECISION)
-    if len(dtk) > 0:
-        dtk = dot_along(dts, q, dtk, PRECISION)
-    return (dk, dv, dtk, dtv), ds
-
-
-@triton.jit
 def _absorb_queries(
-    sums, k, v, tk_rows, tv_rows, tk, tv, q, g, tq, h, mask, lse_ptr, c_ptr, a_ptr, mu_ptr, row, stride_t, scale,
-    start_m, offs_n, nq, nk, n_tangents,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, MANY: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
+    sums, k, v, tk, tv, q, g, tq, h, mask, lse_ptr, c_ptr, a_ptr, mu_ptr, row, scale, start_m, offs_n, nq, nk,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries into the sums (dK, dV, dtK, dtV). k, v, tk_rows, tv_rows: rows; tk .. h: matrices."""
+    """One block of queries into the sums (dK, dV, dtK, dtV). k, v, tk, tv: rows; q, g, tq, h, mask: matrices."""
+    dk, dv, dtk, dtv = sums
     DTYPE: tl.constexpr = k[0].dtype
     offs_m = start_m + tl.arange(0, BLOCK_M)
     q = load_rows(q, offs_m, nq, HEAD_DIM, DTYPE)
-    g = load_rows(g, offs_m, nq, VALUE_DIM, DTYPE)
     lse = load_per_query(lse_ptr, row, offs_m, nq, float("inf"))
-    c = load_per_query(c_ptr, row, offs_m, nq, 0.0)
     p = probabilities(q, k, lse, mask, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, True, PRECISION)
-    ds = tl.zeros_like(p) if len(g) == 0 else dot_sides(g, v, None, True, PRECISION)
+    g = load_rows(g, offs_m, nq, VALUE_DIM, DTYPE)
+    ds = dot_sides_less(g, v, load_per_query(c_ptr, row, offs_m, nq, 0.0), p, True, PRECISION)
     if len(h) > 0:
-        if MANY:
-            for t in range(n_tangents):
-                sums, ds = _absorb_tangent(
-                    sums, ds, p, q, k, v,
-                    load_rows(tangent_matrix(tk, t), offs_n, nk, HEAD_DIM, DTYPE),
-                    load_rows(tangent_matrix(tv, t), offs_n, nk, VALUE_DIM, DTYPE),
-                    tangent_matrix(tq, t), tangent_matrix(h, t), a_ptr, mu_ptr, row + t * stride_t,
-                    scale, offs_m, nq, HEAD_DIM, VALUE_DIM, PRECISION,
-                )  # fmt: skip
-        else:
-            sums, ds = _absorb_tangent(
-                sums, ds, p, q, k, v, tk_rows, tv_rows, tangent_matrix(tq, 0), tangent_matrix(h, 0), a_ptr, mu_ptr, row,
-                scale, offs_m, nq, HEAD_DIM, VALUE_DIM, PRECISION,
-            )  # fmt: skip
-    dk, dv, dtk, dtv = sums
+        h = load_rows(h, offs_m, nq, VALUE_DIM, DTYPE)
+        tq = load_rows(tq, offs_m, nq, HEAD_DIM, DTYPE)
+        a = load_per_query(a_ptr, row, offs_m, nq, 0.0)
+        mu = load_per_query(mu_ptr, row, offs_m, nq, 0.0)
+        ds, dts, pu = tangent_terms(p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, True, PRECISION)
+        if len(tq) > 0 or len(tk) > 0:
+            dv = dot_along(pu, h, dv, PRECISION)
+        if len(dtv) > 0:
+            dtv = dot_along(p, h, dtv, PRECISION)
+        if len(tq) > 0:
+            dk = dot_along(dts, tq, dk, PRECISION)
+        if len(dtk) > 0:
+            dtk = dot_along(dts, q, dtk, PRECISION)
     if len(g) > 0 and len(dv) > 0:
         dv = dot_along(p, g, dv, PRECISION)
     if len(dk) > 0:
-        dk = dot_along(p * (ds - per_query(c, True)), q, dk, PRECISION)
+        dk = dot_along(p * ds, q, dk, PRECISION)
     return dk, dv, dtk, dtv
 
 
-@triton.jit(do_not_specialize=["heads", "group", "nq", "nk", "n_tangents"])
+@triton.jit(do_not_specialize=["heads", "nq", "nk"])
 def _dual_dkdv_kernel(
     q_ptr, k_ptr, v_ptr, tq_ptr, tk_ptr, tv_ptr, g_ptr, h_ptr, mask_ptr, lse_ptr, c_ptr, a_ptr, mu_ptr,
     dk_ptr, dv_ptr, dtk_ptr, dtv_ptr, scale,
     strides_q, strides_k, strides_v, strides_tq, strides_tk, strides_tv, strides_g, strides_h, strides_mask,
-    heads, group, nq, nk, n_tangents,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, MANY: tl.constexpr, CAUSAL: tl.constexpr,
+    heads, nq, nk,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CAUSAL: tl.constexpr, ADD: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys against all queries of the heads that share it. Grid: (B Hk, blocks)."""
+    """One block of keys against all queries of the GROUP heads that share it. Grid: (B Hk, blocks)."""
     DTYPE: tl.constexpr = k_ptr.dtype.element_ty
     blocks = tl.cdiv(nk, BLOCK_N)
     pid = tl.program_id(0)
     pid_n = pid % blocks
     pid_bh = (pid // blocks).to(tl.int64)
-    b, h_k = pid_bh // (heads // group), pid_bh % (heads // group)
-    stride_t = (tl.num_programs(0) // blocks).to(tl.int64) * group * nq  # B Hq Nq
+    b, h_k = pid_bh // (heads // GROUP), pid_bh % (heads // GROUP)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
 
     k = load_rows(matrix(k_ptr, strides_k, b, h_k, ALIGN), offs_n, nk, HEAD_DIM, DTYPE)
     v = load_rows(matrix(v_ptr, strides_v, b, h_k, ALIGN), offs_n, nk, VALUE_DIM, DTYPE)
-    tk = tangent_matrices(tk_ptr, strides_tk, 0, b, h_k, ALIGN)
-    tv = tangent_matrices(tv_ptr, strides_tv, 0, b, h_k, ALIGN)
-    tk_rows = () if MANY else load_rows(tangent_matrix(tk, 0), offs_n, nk, HEAD_DIM, DTYPE)
-    tv_rows = () if MANY else load_rows(tangent_matrix(tv, 0), offs_n, nk, VALUE_DIM, DTYPE)
+    tk = load_rows(matrix(tk_ptr, strides_tk, b, h_k, ALIGN), offs_n, nk, HEAD_DIM, DTYPE)
+    tv = load_rows(matrix(tv_ptr, strides_tv, b, h_k, ALIGN), offs_n, nk, VALUE_DIM, DTYPE)
     sums = (
         () if dk_ptr is None else zero_rows(BLOCK_N, HEAD_DIM),
         () if dv_ptr is None else zero_rows(BLOCK_N, VALUE_DIM),
@@ -119,36 +87,34 @@ def _dual_dkdv_kernel(
     if CAUSAL:
         first = tl.minimum(nq, pid_n * BLOCK_N // BLOCK_M * BLOCK_M)
         whole = tl.minimum(nq, tl.cdiv((pid_n + 1) * BLOCK_N - 1, BLOCK_M) * BLOCK_M)
-    for i in range(group):
-        h_q = h_k * group + i
+    for i in range(GROUP):  # a constant: without grouping there is no loop to hold registers for
+        h_q = h_k * GROUP + i
         row = (b * heads + h_q) * nq
         q = matrix(q_ptr, strides_q, b, h_q, ALIGN)
         g = matrix(g_ptr, strides_g, b, h_q, ALIGN)
-        tq = tangent_matrices(tq_ptr, strides_tq, 0, b, h_q, ALIGN)
-        h = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
+        tq = matrix(tq_ptr, strides_tq, b, h_q, ALIGN)
+        h = matrix(h_ptr, strides_h, b, h_q, ALIGN)
         mask = matrix(mask_ptr, strides_mask, b, h_q, 1)
         if CAUSAL:
             for start_m in tl.range(first, whole, BLOCK_M):
                 sums = _absorb_queries(
-                    sums, k, v, tk_rows, tv_rows, tk, tv, q, g, tq, h, mask,
-                    lse_ptr, c_ptr, a_ptr, mu_ptr, row, stride_t, scale,
-                    start_m, offs_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, True, PRECISION, BLOCK_M,
+                    sums, k, v, tk, tv, q, g, tq, h, mask, lse_ptr, c_ptr, a_ptr, mu_ptr, row, scale,
+                    start_m, offs_n, nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_M,
                 )  # fmt: skip
         # keys past the end need no mask: they spoil their own rows only, which are not stored
         for start_m in tl.range(whole, nq, BLOCK_M):
             sums = _absorb_queries(
-                sums, k, v, tk_rows, tv_rows, tk, tv, q, g, tq, h, mask,
-                lse_ptr, c_ptr, a_ptr, mu_ptr, row, stride_t, scale,
-                start_m, offs_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, False, PRECISION, BLOCK_M,
+                sums, k, v, tk, tv, q, g, tq, h, mask, lse_ptr, c_ptr, a_ptr, mu_ptr, row, scale,
+                start_m, offs_n, nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, False, PRECISION, BLOCK_M,
             )  # fmt: skip
 
     dk, dv, dtk, dtv = sums
     row = pid_bh * nk
     if dk_ptr is not None:
-        store_rows(dk_ptr + row * HEAD_DIM, scale_rows(dk, scale), offs_n, nk, HEAD_DIM)
+        store_rows(dk_ptr + row * HEAD_DIM, scale_rows(dk, scale), offs_n, nk, HEAD_DIM, ADD)
     if dv_ptr is not None:
-        store_rows(dv_ptr + row * VALUE_DIM, dv, offs_n, nk, VALUE_DIM)
+        store_rows(dv_ptr + row * VALUE_DIM, dv, offs_n, nk, VALUE_DIM, ADD)
     if dtk_ptr is not None:
-        store_rows(dtk_ptr + row * HEAD_DIM, scale_rows(dtk, scale), offs_n, nk, HEAD_DIM)
+        store_rows(dtk_ptr + row * HEAD_DIM, scale_rows(dtk, scale), offs_n, nk, HEAD_DIM, False)
     if dtv_ptr is not None:
-        store_rows(dtv_ptr + row * VALUE_DIM, dtv, offs_n, nk, VALUE_DIM)
+        store_rows(dtv_ptr + row * VALUE_DIM, dtv, offs_n, nk, VALUE_DIM, False)

@@ -5,93 +5,52 @@ import triton.language as tl
 
 from fastflow.kernels.attention._tile import (
     dot_along,
-    dot_sides,
+    dot_sides_less,
     load_per_query,
     load_rows,
     matrix,
-    per_query,
     probabilities,
     scale_rows,
     store_rows,
-    tangent_matrices,
-    tangent_matrix,
     tangent_terms,
     zero_rows,
 )
 
 
 @triton.jit
-def _load_tangent(
-    tq, h, a_ptr, mu_ptr, row, offs_m, nq,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """A tangent's (tQ, H, a, mu) of a block of queries."""
-    a = load_per_query(a_ptr, row, offs_m, nq, 0.0)
-    mu = load_per_query(mu_ptr, row, offs_m, nq, 0.0)
-    return load_rows(tq, offs_m, nq, HEAD_DIM, DTYPE), load_rows(h, offs_m, nq, VALUE_DIM, DTYPE), a, mu
-
-
-@triton.jit
-def _absorb_tangent(
-    sums, ds, p, q, k, v, tk, tv, of_queries, scale, offs_n, nk,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tangent of one block of keys into the sums and into ds. q, k, v: rows; tk, tv: matrices."""
-    dq, dtq = sums
-    tq, h, a, mu = of_queries
-    tk = load_rows(tk, offs_n, nk, HEAD_DIM, k[0].dtype)
-    tv = load_rows(tv, offs_n, nk, VALUE_DIM, k[0].dtype)
-    ds, dts, _ = tangent_terms(p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, False, PRECISION)
-    if len(tk) > 0:
-        dq = dot_along(dts, tk, dq, PRECISION)
-    if len(dtq) > 0:
-        dtq = dot_along(dts, k, dtq, PRECISION)
-    return (dq, dtq), ds
-
-
-@triton.jit
 def _absorb_keys(
-    sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_ptr, mu_ptr, row, stride_t, scale,
-    offs_m, start_n, nq, nk, n_tangents,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, MANY: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
+    sums, q, g, tq, h, lse, c, a, mu, k, v, tk, tv, mask, scale, offs_m, start_n, nq, nk,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys into the sums (dQ, dtQ). q, g: rows; tq .. mask: matrices."""
+    """One block of keys into the sums (dQ, dtQ). q, g, tq, h: rows; k, v, tk, tv, mask: matrices."""
+    dq, dtq = sums
     DTYPE: tl.constexpr = q[0].dtype
     offs_n = start_n + tl.arange(0, BLOCK_N)
     k = load_rows(k, offs_n, nk, HEAD_DIM, DTYPE)
     v = load_rows(v, offs_n, nk, VALUE_DIM, DTYPE)
     p = probabilities(q, k, lse, mask, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, False, PRECISION)
-    ds = tl.zeros_like(p) if len(g) == 0 else dot_sides(g, v, None, False, PRECISION)
+    ds = dot_sides_less(g, v, c, p, False, PRECISION)
     if len(h) > 0:
-        if MANY:
-            for t in range(n_tangents):
-                of_queries = _load_tangent(
-                    tangent_matrix(tq, t), tangent_matrix(h, t), a_ptr, mu_ptr, row + t * stride_t,
-                    offs_m, nq, HEAD_DIM, VALUE_DIM, DTYPE,
-                )  # fmt: skip
-                sums, ds = _absorb_tangent(
-                    sums, ds, p, q, k, v, tangent_matrix(tk, t), tangent_matrix(tv, t), of_queries, scale, offs_n, nk,
-                    HEAD_DIM, VALUE_DIM, PRECISION,
-                )  # fmt: skip
-        else:
-            sums, ds = _absorb_tangent(
-                sums, ds, p, q, k, v, tangent_matrix(tk, 0), tangent_matrix(tv, 0), of_queries, scale, offs_n, nk,
-                HEAD_DIM, VALUE_DIM, PRECISION,
-            )  # fmt: skip
-    dq, dtq = sums
+        tk = load_rows(tk, offs_n, nk, HEAD_DIM, DTYPE)
+        tv = load_rows(tv, offs_n, nk, VALUE_DIM, DTYPE)
+        ds, dts, _ = tangent_terms(p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, False, PRECISION)
+        if len(tk) > 0:
+            dq = dot_along(dts, tk, dq, PRECISION)
+        if len(dtq) > 0:
+            dtq = dot_along(dts, k, dtq, PRECISION)
     if len(dq) > 0:
-        dq = dot_along(p * (ds - per_query(c, False)), k, dq, PRECISION)
+        dq = dot_along(p * ds, k, dq, PRECISION)
     return dq, dtq
 
 
-@triton.jit(do_not_specialize=["heads", "group", "nq", "nk", "n_tangents"])
+@triton.jit(do_not_specialize=["heads", "nq", "nk"])
 def _dual_dq_kernel(
     q_ptr, k_ptr, v_ptr, tq_ptr, tk_ptr, tv_ptr, g_ptr, h_ptr, mask_ptr, lse_ptr, c_ptr, a_ptr, mu_ptr,
     dq_ptr, dtq_ptr, scale,
     strides_q, strides_k, strides_v, strides_tq, strides_tk, strides_tv, strides_g, strides_h, strides_mask,
-    heads, group, nq, nk, n_tangents,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, MANY: tl.constexpr, CAUSAL: tl.constexpr,
+    heads, nq, nk,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CAUSAL: tl.constexpr, ADD: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One block of queries against all keys. Grid: (B Hq, blocks)."""
@@ -101,27 +60,23 @@ def _dual_dq_kernel(
     pid_m = pid % blocks
     pid_bh = (pid // blocks).to(tl.int64)
     b, h_q = pid_bh // heads, pid_bh % heads
-    h_k = h_q // group
+    h_k = h_q // GROUP
     row = pid_bh * nq
-    stride_t = (tl.num_programs(0) // blocks).to(tl.int64) * nq  # B Hq Nq
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
 
     q = load_rows(matrix(q_ptr, strides_q, b, h_q, ALIGN), offs_m, nq, HEAD_DIM, DTYPE)
     g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
+    tq = load_rows(matrix(tq_ptr, strides_tq, b, h_q, ALIGN), offs_m, nq, HEAD_DIM, DTYPE)
+    h = load_rows(matrix(h_ptr, strides_h, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
     lse = load_per_query(lse_ptr, row, offs_m, nq, float("inf"))
     c = load_per_query(c_ptr, row, offs_m, nq, 0.0)
-    tq = tangent_matrices(tq_ptr, strides_tq, 0, b, h_q, ALIGN)
-    h = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
+    a = load_per_query(a_ptr, row, offs_m, nq, 0.0)
+    mu = load_per_query(mu_ptr, row, offs_m, nq, 0.0)
     k = matrix(k_ptr, strides_k, b, h_k, ALIGN)
     v = matrix(v_ptr, strides_v, b, h_k, ALIGN)
-    tk = tangent_matrices(tk_ptr, strides_tk, 0, b, h_k, ALIGN)
-    tv = tangent_matrices(tv_ptr, strides_tv, 0, b, h_k, ALIGN)
+    tk = matrix(tk_ptr, strides_tk, b, h_k, ALIGN)
+    tv = matrix(tv_ptr, strides_tv, b, h_k, ALIGN)
     mask = matrix(mask_ptr, strides_mask, b, h_q, 1)
-    of_queries = ()
-    if len(h) > 0 and not MANY:
-        of_queries = _load_tangent(
-            tangent_matrix(tq, 0), tangent_matrix(h, 0), a_ptr, mu_ptr, row, offs_m, nq, HEAD_DIM, VALUE_DIM, DTYPE
-        )
     sums = (
         () if dq_ptr is None else zero_rows(BLOCK_M, HEAD_DIM),
         () if dtq_ptr is None else zero_rows(BLOCK_M, HEAD_DIM),
@@ -135,17 +90,17 @@ def _dual_dq_kernel(
     whole = whole // BLOCK_N * BLOCK_N
     for start_n in tl.range(0, whole, BLOCK_N):
         sums = _absorb_keys(
-            sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_ptr, mu_ptr, row, stride_t, scale,
-            offs_m, start_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, False, PRECISION, BLOCK_N,
+            sums, q, g, tq, h, lse, c, a, mu, k, v, tk, tv, mask, scale, offs_m, start_n, nq, nk,
+            HEAD_DIM, VALUE_DIM, CAUSAL, False, PRECISION, BLOCK_N,
         )  # fmt: skip
     for start_n in tl.range(whole, end, BLOCK_N):
         sums = _absorb_keys(
-            sums, q, g, of_queries, lse, c, tq, h, k, v, tk, tv, mask, a_ptr, mu_ptr, row, stride_t, scale,
-            offs_m, start_n, nq, nk, n_tangents, HEAD_DIM, VALUE_DIM, MANY, CAUSAL, True, PRECISION, BLOCK_N,
+            sums, q, g, tq, h, lse, c, a, mu, k, v, tk, tv, mask, scale, offs_m, start_n, nq, nk,
+            HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_N,
         )  # fmt: skip
 
     dq, dtq = sums
     if dq_ptr is not None:
-        store_rows(dq_ptr + row * HEAD_DIM, scale_rows(dq, scale), offs_m, nq, HEAD_DIM)
+        store_rows(dq_ptr + row * HEAD_DIM, scale_rows(dq, scale), offs_m, nq, HEAD_DIM, ADD)
     if dtq_ptr is not None:
-        store_rows(dtq_ptr + row * HEAD_DIM, scale_rows(dtq, scale), offs_m, nq, HEAD_DIM)
+        store_rows(dtq_ptr + row * HEAD_DIM, scale_rows(dtq, scale), offs_m, nq, HEAD_DIM, False)

@@ -129,14 +129,14 @@ def _dual_forward_kernel(
     inverse = 1.0 / tl.where(z == 0.0, 1.0, z)
     out = scale_rows(acc, inverse[:, None])
     if out_ptr is not None and pid_t == 0:
-        store_rows(out_ptr + pid_bh * nq * VALUE_DIM, out, offs_m, nq, VALUE_DIM)
+        store_rows(out_ptr + pid_bh * nq * VALUE_DIM, out, offs_m, nq, VALUE_DIM, False)
         lse = tl.where(z == 0.0, float("inf"), (m + tl.log2(z)) * LN_2)
         tl.store(lse_ptr + pid_bh * nq + offs_m, lse, mask=offs_m < nq)
     for i in tl.static_range(TANGENTS):
         mu = mus[i] * inverse
         t_out = add_scaled_rows(scale_rows(t_accs[i], inverse[:, None]), out, -mu[:, None])
         row = ((t + i) * n_bh + pid_bh) * nq
-        store_rows(t_out_ptr + row * VALUE_DIM, t_out, offs_m, nq, VALUE_DIM)
+        store_rows(t_out_ptr + row * VALUE_DIM, t_out, offs_m, nq, VALUE_DIM, False)
         tl.store(mu_ptr + row + offs_m, mu, mask=offs_m < nq)
 
 
