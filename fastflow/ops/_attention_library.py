@@ -108,7 +108,7 @@ def attention_dual_backward(
     out: Tensor, t_out: Tensor | None, lse: Tensor, mu: Tensor | None,
     scale: float, is_causal: bool, backend: str,
 ) -> Sextet:  # fmt: skip
-    """dq, dk, dv, dtq, dtk, dtv for the cotangents g of out and h of t_out; a gradient is absent where its tangent is."""
+    """dq, dk, dv, dtq, dtk, dtv for the cotangents g of out, h of t_out; absent where the tangent is."""
     with _full_precision(q):
         dual_backward = _kernels(backend, q, k, v)[1]
         grads = dual_backward(

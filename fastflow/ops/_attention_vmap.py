@@ -1,7 +1,7 @@
 """What the attention ops do under vmap: many tangents or cotangents share one softmax, anything else joins the batch.
 
-``call`` is what to call again, the custom op or the ``apply`` of the ``Function`` that wraps it; ``info``, ``in_dims`` and
-the arguments are what PyTorch hands to a vmap rule.
+``call`` is what to call again, the custom op or the ``apply`` of the ``Function`` that wraps it; ``info``, ``in_dims``
+and the arguments are what PyTorch hands to a vmap rule.
 """
 
 from collections.abc import Callable, Sequence

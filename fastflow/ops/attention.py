@@ -59,19 +59,24 @@ def attention(
     Source: Vaswani et al., 1706.03762, eq. 1; the derivatives are derived in ``kernels/attention/README.md``.
     """
     x = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    primals: tuple[Tensor, ...] = (x.query, x.key, x.value)
     library.implementation(backend, x.query, x.key, x.value)
-    primals = [x.query, x.key, x.value]
+    options = (x.mask, x.scale, x.is_causal)
+    compiling = torch.compiler.is_compiling()
     reason = _why_spelled_out(x)
     if reason is not None:
-        _log_once(reason)
-        out = _attention_math.attention(*_autocast(*primals), x.mask, x.scale, x.is_causal)
+        if not compiling:
+            _log_once(reason)
+        q, k, v = _autocast(*primals)
+        out = _attention_math.attention(q, k, v, *options)
     elif (duals := _unpacked(*primals)) is not None:
         primals, tangents = duals
-        out, t_out, *_ = _dual(*_autocast(*primals), *tangents, x.mask, x.scale, x.is_causal, backend)
+        call = library.attention_dual if compiling else AttentionDualFunction.apply
+        out, t_out, *_ = call(*_autocast(*primals), *tangents, *options, backend)
         out = forward_ad.make_dual(out, t_out[0].to(out.dtype))
     else:
-        call: Any = library.attention if torch.compiler.is_compiling() else AttentionFunction.apply
-        out, _ = call(*_autocast(*primals), x.mask, x.scale, x.is_causal, backend)
+        call = library.attention if compiling else AttentionFunction.apply
+        out, _ = call(*_autocast(*primals), *options, backend)
     return out if out.ndim == len(x.out_shape) else out.reshape(x.out_shape)
 
 
@@ -110,8 +115,13 @@ def attention_jvp(
     x = canonical(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
     library.implementation(backend, x.query, x.key, x.value)
     tangents, num = canonical_tangents((query, key, value), (query_tangent, key_tangent, value_tangent), x.lead)
+    call = library.attention_dual if torch.compiler.is_compiling() else AttentionDualFunction.apply
+    if torch.compiler.is_compiling() and set(_transforms()) - {"Vmap"}:
+        raise NotImplementedError(
+            "attention_jvp inside grad or jvp cannot be compiled; use attention inside torch.func.jvp"
+        )
     primals = _autocast(x.query, x.key, x.value)
-    out, t_out, *_ = _dual(*primals, *tangents, x.mask, x.scale, x.is_causal, backend)
+    out, t_out, *_ = call(*primals, *tangents, x.mask, x.scale, x.is_causal, backend)
     return out.reshape(x.out_shape), t_out.reshape(*(() if num is None else (num,)), *x.out_shape)
 
 
@@ -134,37 +144,43 @@ class replace_sdpa(TorchFunctionMode):  # noqa: N801
         return func(*args, **(kwargs or {}))
 
 
-def _dual(*args: Any) -> tuple[Tensor, ...]:
-    return library.attention_dual(*args) if torch.compiler.is_compiling() else AttentionDualFunction.apply(*args)
+def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None:
+    """Primals and tangents (with an axis of length 1) where one pass computes both; None elsewhere.
 
-
-def _unpacked(*primals: Tensor) -> tuple[list[Tensor], list[Tensor | None]] | None:
-    """Primals and tangents (with an axis of length 1) where one pass may compute both; None elsewhere.
-
-    Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985), so under torch.compile it is everywhere.
-    In eager mode it is where the innermost torch.func transform is a jvp; a bare ``forward_ad.dual_level`` with a graph
-    must keep its dual tensors, because somebody may ask for the tangent of a gradient.
+    That is where the innermost torch.func transform is a jvp, and in a bare ``forward_ad.dual_level`` unless there is a
+    graph: then the tensors stay dual, because somebody may ask for the tangent of a gradient. Under torch.compile it is
+    everywhere, because Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985).
     """
     if not torch.compiler.is_compiling() and not _innermost_is_forward(*primals):
         return None
     duals = [forward_ad.unpack_dual(x) for x in primals]
     if all(x.tangent is None for x in duals):
         return None
-    return [x.primal for x in duals], [None if x.tangent is None else x.tangent.unsqueeze(0) for x in duals]
+    tangents = (None if x.tangent is None else x.tangent.unsqueeze(0) for x in duals)
+    return tuple(x.primal for x in duals), tuple(tangents)
 
 
 def _innermost_is_forward(*primals: Tensor) -> bool:
-    interpreter = _functorch.peek_interpreter_stack()
-    if interpreter is not None:
-        return interpreter.key() == _functorch.TransformType.Jvp
+    if transforms := _transforms():
+        return transforms[-1] == "Jvp"
     has_graph = torch.is_grad_enabled() and any(x.requires_grad for x in primals)
     return forward_ad._current_level >= 0 and not has_graph
+
+
+@torch.compiler.assume_constant_result
+def _transforms() -> tuple[str, ...]:
+    """The active torch.func transforms, outermost first; torch.compile may ask while it traces."""
+    return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
 
 
 def _why_spelled_out(x: Problem) -> str | None:
     """Why this call is left to autograd, or None."""
     if 0 in x.out_shape:
         return "the output is empty"
+    if torch.compiler.is_compiling():
+        *outer, innermost = _transforms() or ("Jvp",)
+        if innermost != "Jvp" or set(outer) - {"Vmap"}:
+            return "under torch.compile the custom ops serve one jvp innermost and vmap around it, no other transform"
     if x.mask is not None and x.mask.dtype != torch.bool and _is_differentiated(x.mask):
         return "attn_mask is differentiated, and its gradient is as large as the scores"
     return None
