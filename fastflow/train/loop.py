@@ -62,7 +62,7 @@ def train(config: Config) -> dict[str, float]:
                 checkpoint = state.to_checkpoint(config, data.spec)
                 save_checkpoint(config.out / "checkpoints", checkpoint, config.keep_checkpoints)
             if last or (config.sample_every and state.step % config.sample_every == 0):
-                draw_pictures(config, data.spec, path, state, log)
+                draw_pictures(config, data, path, state, log)
             bar.update()
 
         metrics = final_metrics(config, data, path, state.ema.model)

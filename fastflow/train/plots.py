@@ -14,14 +14,24 @@ from fastflow.train.extras import extra
 _INK = "#1f2933"
 _FAINT = "#9aa5b1"
 _BLUE = "#2563eb"
-_ORANGE = "#ea580c"
 _MAX_ROWS = 16
 
 
-def plot_samples(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None = None, title: str = "") -> None:
-    """A PNG of samples ``[N, *shape]``: points as a scatter, images as a grid with a labelled row for each class."""
+def plot_samples(
+    file: Path, spec: DataSpec, x: Tensor, y: Tensor | None = None, *, title: str = "", real: Tensor | None = None
+) -> None:
+    """A PNG of samples ``[N, *shape]``: points as a scatter, images as a grid with a labelled row for each class.
+
+    Args:
+        file: where to.
+        spec: what the samples are.
+        x: the samples, in the data's own units.
+        y: labels ``[N]``.
+        title: what stands above.
+        real: real points to show behind the samples; of no use to images.
+    """
     if spec.kind == "points":
-        _scatter(file, x, title)
+        _scatter(file, x, title, real)
     else:
         _grid(file, spec, x, y, title)
 
@@ -88,11 +98,23 @@ def _displayable(spec: DataSpec, x: Tensor) -> Any:
     return x.clamp(0.0, 1.0).permute(0, 2, 3, 1).float().numpy()
 
 
-def _scatter(file: Path, x: Tensor, title: str) -> None:
-    figure = _figure(4.6, 4.6 + (0.3 if title else 0.0))
+def _scatter(file: Path, x: Tensor, title: str, real: Tensor | None) -> None:
+    figure = _figure(4.8, 4.8)
     axes = figure.add_subplot()
-    second = x[:, 1] if x.shape[1] > 1 else torch.zeros(len(x))
-    axes.scatter(x[:, 0], second, s=4, color=_BLUE, alpha=0.45, linewidths=0)
+    clouds = [("samples", x, _BLUE)] if real is None else [("data", real, _FAINT), ("samples", x, _BLUE)]
+    for label, points, colour in clouds:
+        second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
+        axes.scatter(points[:, 0], second, s=4, color=colour, alpha=0.5, linewidths=0, label=label)
+    if real is not None:
+        axes.legend(
+            frameon=False,
+            labelcolor=_INK,
+            fontsize=9,
+            markerscale=2.5,
+            ncols=2,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+        )
     axes.set_aspect("equal", adjustable="box")
     axes.set(xlabel="$x_1$", ylabel="$x_2$")
     axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
@@ -21,13 +22,15 @@ _ROWS, _COLUMNS = 10, 10
 _NUM_POINTS = 2000
 
 
-def draw_pictures(config: Config, spec: DataSpec, path: Path, state: State, log: RunLog) -> None:
+def draw_pictures(config: Config, data: Dataset, path: Path, state: State, log: RunLog) -> None:
     """Write ``samples.png`` (and a copy under ``samples/``) and ``loss.png``; the noise is the same every time."""
+    spec = data.spec
     y = picture_labels(spec)
     num = _NUM_POINTS if spec.kind == "points" else _ROWS * _COLUMNS if y is None else len(y)
     x = _sampler(config, spec, path, state.ema.model)(num, y)
-    title = f"{config.data}, step {state.step:,}"
-    plot_samples(config.out / "samples.png", spec, x, y, title)
+    real = data.halves(num, config.seed)[0].x if spec.kind == "points" else None
+    title = f"{FilePath(config.data).stem}, step {state.step:,}"
+    plot_samples(config.out / "samples.png", spec, x, y, title=title, real=real)
     history = config.out / "samples"
     history.mkdir(exist_ok=True)
     shutil.copy(config.out / "samples.png", history / f"step_{state.step:08d}.png")

@@ -1,5 +1,6 @@
 """The metrics, against closed forms and against themselves."""
 
+import importlib.util
 import math
 
 import pytest
@@ -9,6 +10,8 @@ from torch import Tensor
 from fastflow.train.classifier import principal_components, train_classifier
 from fastflow.train.data import ArrayData, DataSpec, Samples, load_data
 from fastflow.train.metrics import evaluate, frechet_distance, wasserstein2
+
+needs_scipy = pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy is not installed")
 
 
 def with_moments(mean: Tensor, covariance: Tensor) -> Tensor:
@@ -46,6 +49,7 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_even_where_it_is_flat() -> 
     assert frechet_distance(flat, flat) == pytest.approx(0.0, abs=1e-6)
 
 
+@needs_scipy
 def test_wasserstein_distance_of_a_translation_is_its_length() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 3, dtype=torch.float64)
@@ -54,6 +58,7 @@ def test_wasserstein_distance_of_a_translation_is_its_length() -> None:
     assert wasserstein2(x, shuffled + torch.tensor([3.0, 0.0, 4.0])) == pytest.approx(5.0, rel=1e-12)
 
 
+@needs_scipy
 def test_wasserstein_distance_on_a_line_matches_sorted_points() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(2, 50, 1, dtype=torch.float64)
@@ -136,8 +141,8 @@ def test_wrong_class_is_seen() -> None:
     assert metrics["class_accuracy"] < 1.0
 
 
+@needs_scipy
 def test_points_are_compared_with_their_own_scatter() -> None:
-    pytest.importorskip("scipy")
     data = load_data("eight_gaussians")
     third, _ = data.halves(200, seed=9)
     metrics = evaluate(data, lambda num, y: third.x[:num], lambda num: torch.randn(num, 2), 200, seed=0)

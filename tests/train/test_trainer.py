@@ -200,7 +200,9 @@ def test_missing_library_names_the_extra() -> None:
 )
 def test_pictures_of_every_kind_of_data(spec: DataSpec, num: int, labelled: bool, tmp_path: Path) -> None:
     x = torch.randn(num, *spec.shape)
-    plot_samples(tmp_path / "a.png", spec, x, torch.arange(num) % 3 if labelled else None, "a title")
+    plot_samples(
+        tmp_path / "a.png", spec, x, torch.arange(num) % 3 if labelled else None, title="a title", real=x + 1.0
+    )
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
