@@ -3,6 +3,7 @@
 from fastflow import nn as nn
 from fastflow import paths as paths
 from fastflow.guidance import classifier_free_guidance as classifier_free_guidance
+from fastflow.ops.divergence import divergence as divergence
 from fastflow.ops.flow_step import flow_matching_loss as flow_matching_loss
 from fastflow.ops.flow_step import interpolate as interpolate
 from fastflow.ops.flow_step import target_velocity as target_velocity

@@ -45,9 +45,9 @@ def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
     return philox_4x32(counter, seed).T.reshape(-1)[start - 4 * first : stop - 4 * first]
 
 
-def gaussian(numel: int, seed: int, offset: int) -> Tensor:
-    """Standard normals by Box-Muller, fp32 ``[numel]``, computed in fp64 and rounded once."""
-    return _in_chunks(numel, lambda start, stop: _box_muller(words(start, stop, seed, offset)).flatten())
+def gaussian(numel: int, seed: int, offset: int, start: int = 0) -> Tensor:
+    """Standard normals of elements ``start ...`` by Box-Muller, fp32 ``[numel]``, computed in fp64 and rounded once."""
+    return _in_chunks(start, start + numel, lambda low, high: _box_muller(words(low, high, seed, offset)).flatten())
 
 
 def uniform(numel: int, seed: int, offset: int) -> Tensor:
@@ -57,7 +57,7 @@ def uniform(numel: int, seed: int, offset: int) -> Tensor:
         top = words(start, stop, seed, offset) >> np.uint32(9)
         return torch.from_numpy(top.astype(np.float32)).add_(0.5).mul_(2.0**-23)
 
-    return _in_chunks(numel, draw)
+    return _in_chunks(0, numel, draw)
 
 
 def _multiply(word: np.ndarray, multiplier: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,10 +74,11 @@ def _box_muller(word: np.ndarray) -> Tensor:
     return torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=1)
 
 
-def _in_chunks(numel: int, draw: Callable[[int, int], Tensor]) -> Tensor:
-    """``draw(start, stop)`` over whole groups of four, chunk by chunk, cut to ``numel``."""
-    out = torch.empty(-(-numel // 4) * 4)
-    for start in range(0, out.numel(), 4 * _CHUNK):
-        stop = min(start + 4 * _CHUNK, out.numel())
-        out[start:stop] = draw(start, stop)
-    return out[:numel]
+def _in_chunks(start: int, stop: int, draw: Callable[[int, int], Tensor]) -> Tensor:
+    """``draw(low, high)`` over whole groups of four, chunk by chunk, cut to ``start .. stop - 1``."""
+    first = start // 4 * 4
+    out = torch.empty(-(-stop // 4) * 4 - first)
+    for low in range(0, out.numel(), 4 * _CHUNK):
+        high = min(low + 4 * _CHUNK, out.numel())
+        out[low:high] = draw(first + low, first + high)
+    return out[start - first : stop - first]

@@ -1,0 +1,1 @@
+"""Probes drawn where they are used, and their dot products with Jacobian products."""
