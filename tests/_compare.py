@@ -31,8 +31,9 @@ def math_attention(
     else:
         attends = (attn_mask > -torch.inf).expand_as(scores)
         scores = scores + attn_mask.masked_fill(attn_mask == -torch.inf, 0.0)
-    top = scores.detach().masked_fill(~attends, -torch.inf).amax(-1, keepdim=True).clamp(min=-1e300)
-    weights = torch.where(attends, (scores - top).exp(), 0.0)
+    scores = scores.masked_fill(~attends, -torch.inf)
+    top = scores.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    weights = (scores - top).exp()
     total = weights.sum(-1, keepdim=True)
     return weights @ value / torch.where(total == 0, 1.0, total)
 
@@ -50,3 +51,8 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str =
     assert actual.isfinite().all(), f"{name}: not finite"
     error = relative_l2(actual, expected)
     assert error <= tolerance, f"{name}: relative L2 error {error:.2e} > {tolerance:.0e}"
+
+
+def tensors(tree: object) -> list[Tensor]:
+    """The tensors of nested tuples and lists, in order."""
+    return [tree] if isinstance(tree, Tensor) else [leaf for branch in tree for leaf in tensors(branch)]
