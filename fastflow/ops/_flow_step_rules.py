@@ -13,7 +13,7 @@ from torch import Tensor
 from fastflow.kernels.flow_step import reference
 from fastflow.kernels.flow_step.reference import Coefficient, accumulation_dtype, row_sum, rows
 from fastflow.ops import _flow_step_library as library
-from fastflow.ops._transforms import has_tangent, inside_transform
+from fastflow.ops._transforms import complete_tangents, has_tangent, inside_transform
 from fastflow.ops.random import GaussianNoise
 
 Coefficients = tuple[Coefficient, Coefficient, Coefficient]
@@ -174,6 +174,7 @@ def _terms(operands: Any) -> list[tuple[Any, Tensor]]:
 
 def _affine(operands: Any) -> Tensor:
     (x1, c1), (x0, c0), (z, cz) = _terms(operands)
+    x1, x0, z, c1, c0, cz = complete_tangents(x1, x0, z, c1, c0, cz)
     return reference.affine(x1, x0, z, c1, c0, cz)
 
 

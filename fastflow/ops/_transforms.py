@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd.forward_ad import make_dual, unpack_dual
 
 
 @torch.compiler.assume_constant_result
@@ -15,3 +15,14 @@ def inside_transform() -> bool:
 def has_tangent(*tensors: Tensor | None) -> bool:
     """Whether forward-mode AD carries a tangent on any of these."""
     return any(x is not None and unpack_dual(x).tangent is not None for x in tensors)
+
+
+def complete_tangents(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Give every tensor a tangent, zeros where it has none, if torch.compile is tracing a tangent on one of them.
+
+    A missing tangent is a zero tensor without memory, which the backward compiled by Inductor reads at address 0
+    (PyTorch 2.11 and 2.13); written-out zeros are folded away.
+    """
+    if not torch.compiler.is_compiling() or not has_tangent(*tensors):
+        return tensors
+    return tuple(x if x is None or has_tangent(x) else make_dual(x, torch.zeros_like(x)) for x in tensors)

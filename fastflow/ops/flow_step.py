@@ -11,6 +11,7 @@ from fastflow._validate import check_floating, check_like, check_time
 from fastflow.kernels.flow_step import reference
 from fastflow.kernels.flow_step.reference import Coefficient
 from fastflow.ops import _flow_step_rules as rules
+from fastflow.ops._transforms import complete_tangents
 from fastflow.ops.random import GaussianNoise
 
 Noise = Tensor | GaussianNoise
@@ -127,13 +128,14 @@ def flow_matching_loss(
     if _backend.resolve(backend, "flow_step", *given) == "triton":
         loss = rules.squared_error(pred, x1, x0, z, coefficients)
     else:
-        loss = reference.squared_error(pred, reference.affine(x1, _tensor(x0, x1), _tensor(z, x1), *coefficients))
-    num, size = x1.shape[0], x1[:1].numel()
+        pred, x1, x0, z = complete_tangents(pred, x1, _tensor(x0, x1), _tensor(z, x1))
+        loss = reference.squared_error(pred, reference.affine(x1, x0, z, *coefficients))
     if weight is not None:
+        loss, weight = complete_tangents(loss, weight)
         loss = loss * weight
     if reduction == "none":
-        return loss / max(1, size)
-    return loss.sum() if reduction == "sum" else loss.sum() / max(1, num * size)
+        return loss * (1.0 / max(1, x1[:1].numel()))
+    return loss.sum() if reduction == "sum" else loss.sum() * (1.0 / max(1, x1.numel()))
 
 
 def _check_operands(x0: object, x1: object, t: Tensor | float, path: AffinePath, noise: object) -> Tensor:
@@ -164,7 +166,8 @@ def _combine(
         raise TypeError(f"dtype must be a floating point type, got {dtype}")
     if _backend.resolve(backend, "flow_step", *given, x1.new_empty(0, dtype=dtype)) == "triton":
         return rules.affine(x1, x0, z, coefficients, dtype)
-    return reference.affine(x1, _tensor(x0, x1), _tensor(z, x1), *coefficients).to(dtype)
+    x1, x0, z = complete_tangents(x1, _tensor(x0, x1), _tensor(z, x1))
+    return reference.affine(x1, x0, z, *coefficients).to(dtype)
 
 
 def _third_term(noise: Noise | None, cz: Coefficient, path: AffinePath) -> Noise | None:

@@ -48,7 +48,7 @@ def _loss_backward_kernel(
 
 
 def squared_error(pred: Tensor, terms: Terms) -> Tensor:
-    """``sum_j (pred - c1 x1 - c0 x0 - cz z)_bj^2`` for each sample b, fp32 ``[B]``; without atomics, so deterministic."""
+    """``sum_j (pred - c1 x1 - c0 x0 - cz z)_bj^2`` for each sample b, fp32 ``[B]``, deterministic (no atomics)."""
     if not pred.numel():
         return pred.new_zeros(pred.shape[0], dtype=torch.float32)
     partial = pred.new_empty(tiles_per_row(terms), pred.shape[0], dtype=torch.float32)

@@ -39,7 +39,7 @@ def _term(c: Coefficient, x: Tensor) -> Tensor:
 
 
 def _accumulate(total: Tensor, c: Coefficient, x: Tensor) -> Tensor:
-    """``total + c x`` in one pass."""
+    """``total + c x``."""
     x = x.to(accumulation_dtype(x))
     if isinstance(c, float):
         return torch.add(total, x, alpha=c)

@@ -1,0 +1,45 @@
+# make demo: install into .venv, train on images, show the result.   make test: install into .venv, run every test.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test test-fast lint bench bench-gpu compile-report clean
+
+demo: $(VENV)/.train
+	$(BIN)/fastflow train --data digits --steps 2000 --batch-size 128 --seed 0 --out runs/demo
+	@cat runs/demo/summary.json
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest bench --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+
+bench-gpu:
+	PYTHONPATH=. python3 -m pytest bench --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+
+compile-report: $(VENV)/.test
+	$(BIN)/python -m bench.compile_report
+
+clean:
+	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) '.[train]'
+	touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) '.[train,ode,test,lint]'
+	touch $@ $(VENV)/.train

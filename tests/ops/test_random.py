@@ -1,0 +1,75 @@
+"""GaussianNoise, uniform and permutation as users call them."""
+
+import pytest
+import torch
+
+import fastflow as ff
+from fastflow.ops.random import permutation, uniform
+
+
+def test_materialize_fills_any_shape_in_contiguous_order():
+    noise = ff.GaussianNoise(3, offset=1)
+    flat = noise.materialize((24,))
+    assert torch.equal(noise.materialize((2, 3, 4)), flat.view(2, 3, 4))
+    assert torch.equal(noise.materialize((4, 6)), flat.view(4, 6))
+    assert noise.materialize((0, 3)).shape == (0, 3)
+    assert noise.materialize(()).shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_materialize_casts_the_fp32_draws(dtype):
+    noise = ff.GaussianNoise(3)
+    assert torch.equal(noise.materialize((5, 7), dtype=dtype), noise.materialize((5, 7)).to(dtype))
+
+
+def test_noise_does_not_touch_the_global_generator():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    ff.GaussianNoise(1).materialize((100,))
+    uniform((100,), 1)
+    permutation(100, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_permutation_is_a_permutation_and_uniform_over_them():
+    assert sorted(permutation(1000, 5, 6).tolist()) == list(range(1000))
+    counts = torch.zeros(4, 4)
+    for offset in range(2000):
+        counts[torch.arange(4), permutation(4, 0, offset)] += 1
+    assert (counts - 500).abs().max() < 4.5 * (2000 * 3 / 16) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ff.GaussianNoise(-1), ValueError, "seed must satisfy 0 <= seed < 2^63, got -1"),
+        (lambda: ff.GaussianNoise(0, offset=1 << 63), ValueError, "offset must satisfy"),
+        (lambda: ff.GaussianNoise(0.5), TypeError, "seed must be an int, got float"),
+        (lambda: ff.GaussianNoise(True), TypeError, "seed must be an int, got bool"),
+        (lambda: ff.GaussianNoise(0).materialize((2,), dtype=torch.int64), TypeError, "dtype must be a floating"),
+        (lambda: uniform((2,), -5), ValueError, "seed must satisfy"),
+    ],
+)
+def test_bad_streams_are_named(make, error, message):
+    with pytest.raises(error, match=message.replace("^", r"\^")):
+        make()
+
+
+def test_drawing_compiles_and_does_not_recompile_for_every_offset():
+    torch._dynamo.reset()
+    count = 0
+
+    def backend(graph, _):
+        nonlocal count
+        count += 1
+        return graph.forward
+
+    drawn = torch.compile(lambda x, k: x + ff.GaussianNoise(1, k).materialize(x.shape), fullgraph=True, backend=backend)
+    for k in range(3, 9):
+        assert torch.equal(drawn(torch.zeros(3, 5), k), ff.GaussianNoise(1, k).materialize((3, 5)))
+    assert count <= 2
+
+
+def test_the_op_is_well_formed():
+    args = ([3, 5], 1, 2, torch.float32, torch.device("cpu"))
+    torch.library.opcheck(torch.ops.fastflow.gaussian.default, args)
