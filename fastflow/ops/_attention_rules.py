@@ -132,8 +132,8 @@ class AttentionDualFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         raise NotImplementedError(
-            "fastflow.attention does not support forward-mode AD inside forward-mode AD (a jvp of a jvp): take one of "
-            "the two derivatives in reverse mode, as in jvp(grad(f)) or grad(jvp(f))"
+            "fastflow.attention does not support forward-mode AD inside forward-mode AD (a jvp of a jvp, whatever lies "
+            "between): take a second derivative as jvp(grad(f)) or grad(jvp(f))"
         )
 
     @staticmethod

@@ -147,24 +147,17 @@ class replace_sdpa(TorchFunctionMode):  # noqa: N801
 def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None:
     """Primals and tangents (with an axis of length 1) where one pass computes both; None elsewhere.
 
-    That is where the innermost torch.func transform is a jvp, and in a bare ``forward_ad.dual_level`` unless there is a
-    graph: then the tensors stay dual, because somebody may ask for the tangent of a gradient. Under torch.compile it is
-    everywhere, because Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985).
+    That is where the innermost torch.func transform is a jvp. A bare ``forward_ad.dual_level`` keeps its dual tensors,
+    because somebody may ask for the tangent of a gradient. Under torch.compile duals are unpacked everywhere, because
+    Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985).
     """
-    if not torch.compiler.is_compiling() and not _innermost_is_forward(*primals):
+    if not torch.compiler.is_compiling() and _transforms()[-1:] != ("Jvp",):
         return None
     duals = [forward_ad.unpack_dual(x) for x in primals]
     if all(x.tangent is None for x in duals):
         return None
     tangents = (None if x.tangent is None else x.tangent.unsqueeze(0) for x in duals)
     return tuple(x.primal for x in duals), tuple(tangents)
-
-
-def _innermost_is_forward(*primals: Tensor) -> bool:
-    if transforms := _transforms():
-        return transforms[-1] == "Jvp"
-    has_graph = torch.is_grad_enabled() and any(x.requires_grad for x in primals)
-    return forward_ad._current_level >= 0 and not has_graph
 
 
 @torch.compiler.assume_constant_result
@@ -187,11 +180,12 @@ def _why_spelled_out(x: Problem) -> str | None:
 
 
 def _is_differentiated(x: Tensor) -> bool:
-    """Whether x requires grad at any level of torch.func, or has a tangent."""
-    if torch.compiler.is_compiling():
-        return x.requires_grad or forward_ad.unpack_dual(x).tangent is not None
-    if _innermost_is_forward(x) and forward_ad.unpack_dual(x).tangent is not None:
+    """Whether x requires grad at any level of torch.func, or has a tangent at the innermost."""
+    # a batched tensor cannot be unpacked; a tangent below it is caught by the rules, which raise
+    if _transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
         return True
+    if torch.compiler.is_compiling():
+        return x.requires_grad
     while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.requires_grad and torch.is_grad_enabled()
