@@ -3,6 +3,9 @@
 from fastflow import nn as nn
 from fastflow import paths as paths
 from fastflow.guidance import classifier_free_guidance as classifier_free_guidance
+from fastflow.ops.attention import attention as attention
+from fastflow.ops.attention import attention_jvp as attention_jvp
+from fastflow.ops.attention import replace_sdpa as replace_sdpa
 from fastflow.ops.divergence import divergence as divergence
 from fastflow.ops.flow_step import flow_matching_loss as flow_matching_loss
 from fastflow.ops.flow_step import interpolate as interpolate
