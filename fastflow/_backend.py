@@ -64,26 +64,33 @@ def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "r
     kernels support and the reference otherwise, and logs the reason once per family. ``"triton"`` on tensors the
     kernels cannot take raises a ValueError with the reason.
     """
+    choice, reason = explain(backend, *tensors)
+    if choice == "triton" and reason is not None:
+        raise ValueError(f"backend='triton' cannot serve {family}: {reason}")
+    if backend == "auto" and not torch.compiler.is_compiling():
+        _log_once(family, choice, reason)
+    return choice
+
+
+def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "reference"], str | None]:
+    """The implementation that is asked for, and what speaks against Triton: with ``"triton"``, why it cannot serve."""
+    names = ", ".join(map(repr, get_args(Backend)))
     if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, got {backend!r}")
+        raise ValueError(f"backend must be one of {names}, got {backend!r}")
     if backend == "auto":
         backend = os.environ.get("FASTFLOW_BACKEND", "auto")
         if backend not in get_args(Backend):
-            raise ValueError(
-                f"FASTFLOW_BACKEND must be one of {', '.join(map(repr, get_args(Backend)))}, got {backend!r}"
-            )
+            raise ValueError(f"FASTFLOW_BACKEND must be one of {names}, got {backend!r}")
+        if backend == "reference":
+            return "reference", "FASTFLOW_BACKEND=reference"
     if backend == "reference":
-        return "reference"
+        return "reference", None
     reason = why_not_triton(*tensors)
     if backend == "triton":
-        if reason is not None:
-            raise ValueError(f"backend='triton' cannot serve {family}: {reason}")
-        return "triton"
+        return "triton", reason
     if reason is None and tensors and all(x.device.type == "cpu" for x in tensors):
         reason = "the tensors are on the CPU; the interpreter is for tests, ask for it with backend='triton'"
-    if not torch.compiler.is_compiling():
-        _log_once(family, reason)
-    return "triton" if reason is None else "reference"
+    return ("triton" if reason is None else "reference"), reason
 
 
 @torch.compiler.assume_constant_result
@@ -93,8 +100,6 @@ def _capability(device_index: int | None) -> tuple[int, int]:
 
 
 @functools.cache
-def _log_once(family: str, reason: str | None) -> None:
-    if reason is None:
-        logger.info("%s: Triton kernels", family)
-    else:
-        logger.info("%s: PyTorch reference, because %s", family, reason)
+def _log_once(family: str, choice: str, reason: str | None) -> None:
+    because = f", because {reason}" if reason else ""
+    logger.info("%s: %s%s", family, "Triton kernels" if choice == "triton" else "PyTorch reference", because)

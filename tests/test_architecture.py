@@ -1,0 +1,97 @@
+"""The tree is the architecture: imports go one way, and packaging stays as it must."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A layer may import itself and what stands before it.
+LAYERS = ["kernels", "base", "ops", "methods", "train", "cli"]
+BASE = {"_backend", "_validate"}
+METHODS = {"paths", "couplings", "objectives", "nn", "solvers", "likelihood", "guidance"}
+
+
+def layer(module: str) -> str | None:
+    """The layer of ``fastflow.x.y``; None for the package itself."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return None
+    name = parts[1]
+    if name in BASE:
+        return "base"
+    if name in METHODS:
+        return "methods"
+    return "cli" if name in ("cli", "doctor") else name
+
+
+def imports(path: Path, module: str):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = module.split(".")[: -node.level]
+            yield ".".join([*base, node.module or ""]).rstrip(".")
+        elif isinstance(node, ast.ImportFrom) and node.module == "fastflow":
+            yield from (f"fastflow.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def modules():
+    for top in ("fastflow", "kernels"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if parts[:2] == ("fastflow", "kernels"):
+                continue
+            name = ".".join(parts if top == "fastflow" else ("fastflow", *parts))
+            yield pytest.param(path, name.removesuffix(".__init__"), id=name)
+
+
+@pytest.mark.parametrize(("path", "module"), list(modules()))
+def test_imports_go_one_way(path, module):
+    own = layer(module)
+    if own is None:
+        return
+    assert own in LAYERS, f"{module} belongs to no layer"
+    for name in imports(path, module):
+        assert name.split(".")[0] != "kernels", f"{module} must import fastflow.kernels, not kernels"
+        if name.split(".")[0] != "fastflow" or (target := layer(name)) is None:
+            continue
+        if target == own:
+            continue
+        assert LAYERS.index(target) < LAYERS.index(own), f"{module} ({own}) imports {name} ({target})"
+
+
+def test_kernels_know_nothing_of_autograd_or_modules():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        source = path.read_text()
+        assert not re.search(r"autograd|torch\.nn\b(?!\.functional)|torch\.library", source), path
+
+
+def test_ops_hold_no_triton_code():
+    for path in (ROOT / "fastflow").rglob("*.py"):
+        if "kernels" not in path.relative_to(ROOT / "fastflow").parts:
+            assert "triton.jit" not in path.read_text(), path
+
+
+def test_a_checkouts_kernels_folder_is_no_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert (ROOT / "fastflow" / "kernels").is_symlink()
+
+
+def test_files_stay_small():
+    for top in ("fastflow", "kernels", "tests", "bench"):
+        for path in (ROOT / top).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 600, path
+
+
+def test_the_public_api_is_re_exports_only():
+    tree = ast.parse((ROOT / "fastflow" / "__init__.py").read_text())
+    for node in tree.body[1:]:
+        if isinstance(node, ast.Assign):
+            assert [t.id for t in node.targets] == ["__version__"]
+        else:
+            assert isinstance(node, ast.ImportFrom)
+            assert all(alias.asname == alias.name for alias in node.names)
