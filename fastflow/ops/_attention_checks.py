@@ -61,7 +61,8 @@ def canonical_tangents(
             continue
         check_floating(f"{name}_tangent", tx)
         if tx.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"{name}_tangent must have dtype {x.dtype} or torch.float32, got {tx.dtype}")
+            allowed = " or ".join(sorted({str(x.dtype), "torch.float32"}))
+            raise TypeError(f"{name}_tangent must have dtype {allowed}, got {tx.dtype}")
         if tx.device != x.device:
             raise ValueError(f"{name}_tangent must be on the device of {name}, {x.device}, got {tx.device}")
         shape = tuple(x.shape)
