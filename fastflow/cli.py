@@ -60,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteError) as error:
         print(f"fastflow: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("fastflow: interrupted; train --resume continues from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _parse(arguments: Sequence[str]) -> Config | Sample | Doctor:

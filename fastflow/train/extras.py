@@ -9,9 +9,7 @@ def extra(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        library = name.partition(".")[0]
-        if error.name != library:
-            raise
+        library = (error.name or name).partition(".")[0]
         raise ModuleNotFoundError(
             f"{library} is not installed; the trainer needs it: pip install 'fastflow[train]'", name=library
-        ) from None
+        ) from error

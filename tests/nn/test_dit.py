@@ -114,10 +114,10 @@ def test_time_embedding_is_the_papers_at_its_time_steps() -> None:
 
 
 def test_half_precision_times_keep_their_resolution() -> None:
-    """In bfloat16 the times 0.501 and 0.502 are one number; given in fp32 they stay apart in a bfloat16 model."""
+    """In bfloat16 the times 0.5001 and 0.5011 are one number; given in fp32 they stay apart in a bfloat16 model."""
     model = small_dit().bfloat16()
     x = torch.ones(2, *model.input_shape, dtype=torch.bfloat16)
-    out = model(x, torch.tensor([0.501, 0.502]), torch.tensor([1, 1]))
+    out = model(x, torch.tensor([0.5001, 0.5011]), torch.tensor([1, 1]))
     assert out.dtype == torch.bfloat16
     assert not torch.equal(out[0], out[1])
 

@@ -234,6 +234,17 @@ def test_guidance_without_labels_is_refused() -> None:
 
 
 @pytest.mark.slow
+def test_training_learns_digits_and_their_classes(tmp_path: Path) -> None:
+    """A tenth of the demo: chance is 0.1, and the untrained model's distance is the ceiling."""
+    pytest.importorskip("sklearn")
+    small = {"batch_size": 64, "hidden_size": 64, "depth": 2, "learning_rate": 3e-3, "ema_decay": 0.98}
+    config = Config(**small, steps=200, warmup_steps=20, eval_samples=200, sample_steps=6, sample_every=0, out=tmp_path)
+    summary = train(config)
+    assert summary["class_accuracy"] > 0.6
+    assert summary["frechet_distance"] < 0.4 * summary["frechet_noise"]
+
+
+@pytest.mark.slow
 def test_training_learns_the_moons(tmp_path: Path) -> None:
     """Nearer to the data than noise by far, and near the distance of two real draws."""
     settings = {"data": "moons", "hidden_size": 64, "learning_rate": 3e-3, "ema_decay": 0.99}
