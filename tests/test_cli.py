@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastflow import cli
 
@@ -103,6 +104,23 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err == (
         "fastflow: tyro is not installed; the trainer needs it: pip install 'fastflow[train]'\n"
     )
+
+
+def test_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(command: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    with pytest.raises(SystemExit, match=r"^130$"):
+        cli.main(["doctor"])
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_asking_for_a_gpu_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(["train", *TRAIN, "--data", "moons", "--device", "cuda", "--out", str(tmp_path)])
+    assert "'cuda' was asked for, and there is no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
