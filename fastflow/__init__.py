@@ -3,6 +3,8 @@
 from fastflow import nn as nn
 from fastflow import paths as paths
 from fastflow.guidance import classifier_free_guidance as classifier_free_guidance
+from fastflow.guidance import mode_guidance as mode_guidance
+from fastflow.likelihood import log_likelihood as log_likelihood
 from fastflow.ops.attention import attention as attention
 from fastflow.ops.attention import attention_jvp as attention_jvp
 from fastflow.ops.attention import replace_sdpa as replace_sdpa

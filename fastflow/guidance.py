@@ -1,9 +1,14 @@
 """Velocities steered at sampling time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastflow.kernels.divergence.reference import Distribution
+from fastflow.ops._jacobian import Mode, gradient
+from fastflow.ops.divergence import Estimator, Method
 
 
 def classifier_free_guidance(
@@ -49,3 +54,72 @@ def classifier_free_guidance(
         return torch.lerp(unconditional, conditional, w)
 
     return velocity
+
+
+def mode_guidance(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    t: Tensor,
+    *,
+    method: Method = "hutchinson",
+    num_probes: int = 1,
+    distribution: Distribution = "rademacher",
+    mode: Mode = "auto",
+    seed: int = 0,
+    offset: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """The direction in which a flow concentrates density, ``g(x, t) = ∇ₓ(−div v(x, t))``.
+
+    Added to the velocity with a weight it draws samples toward the modes: :func:`mode_seeking` does so, and
+    ``fastflow.sample_ode(..., mode_guidance=w)``.
+
+    Args:
+        velocity: ``velocity(x, t)``, twice differentiable in x; the samples of a batch must not interact.
+        x: ``[B, ...]``, floating point.
+        t: ``[B]``.
+        method, num_probes, distribution, mode, seed, offset, backend: see :func:`fastflow.divergence`.
+
+    Returns:
+        g, shape and dtype of x: the gradient of the estimate, so unbiased where the estimate is.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastflow.divergence`.
+    """
+    estimator = Estimator(method, num_probes, distribution, mode, seed, offset, backend=backend)
+    return _value_and_guidance(velocity, x, t, estimator)[1]
+
+
+def mode_seeking(
+    velocity: Callable[[Tensor, Tensor], Tensor], weight: float, **options: Any
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The velocity ``v(x, t) + w g(x, t)``, with v and :func:`mode_guidance` g from one evaluation.
+
+    Args:
+        velocity: v, as for :func:`mode_guidance`.
+        weight: w; 0 is v itself.
+        options: keywords of :func:`mode_guidance`; the probes are the same at every time.
+
+    Returns:
+        ``velocity(x, t)`` with x ``[B, ...]`` and t ``[B]``.
+    """
+    estimator = Estimator(**options)
+    if weight == 0.0:
+        return velocity
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        value, g = _value_and_guidance(velocity, x, t, estimator)
+        return value + weight * g
+
+    return guided
+
+
+def _value_and_guidance(
+    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, estimator: Estimator
+) -> tuple[Tensor, Tensor]:
+    def negative_divergence(x: Tensor) -> tuple[Tensor, Tensor]:
+        value, samples = estimator(lambda x: velocity(x, t), x)
+        return -samples.mean(0).sum(), value
+
+    g, value = gradient(negative_divergence, x)
+    return value, g

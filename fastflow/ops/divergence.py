@@ -19,7 +19,8 @@ from fastflow.ops.random import GaussianNoise, check_stream
 
 Method = Literal["hutchinson", "exact", "hutch++"]
 
-_EXACT_CHUNK = 64
+_CPU_CHUNK = 8
+_GPU_CHUNK = 64
 
 logger = logging.getLogger("fastflow")
 
@@ -70,8 +71,8 @@ def divergence(
         seed, offset: the stream of the probes, see :class:`fastflow.GaussianNoise`. Probe k of a stream does not depend
             on num_probes or chunk_size.
         probes: the caller's own, ``[K, *x.shape]``, for ``"hutchinson"``.
-        chunk_size: Jacobian products at a time: memory grows with it, not with K. By default all K, and 64 basis
-            vectors.
+        chunk_size: Jacobian products at a time: memory grows with it, not with K. By default 8 on the CPU, whose cache
+            holds no more, and 64 elsewhere.
         check_independence: test, with ``2 log2 B`` more products, that the samples do not interact. Not under
             torch.compile.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``.
@@ -142,16 +143,25 @@ class Estimator:
             raise ValueError(f"probes must be [{wanted}], got shape {tuple(self.probes.shape)}")
         if not x.numel():
             return field(x), x.new_zeros((1, x.shape[0]), dtype=torch.promote_types(x.dtype, torch.float32))
-        products = jacobian_products(field, x, self.mode)
+        products = jacobian_products(field, x, self.mode, self._together(x))
         if self.check_independence:
             _check_independence(products, x, self.seed, self.offset)
         return {"hutchinson": self._hutchinson, "exact": self._exact, "hutch++": self._hutch}[self.method](products, x)
 
+    def num_samples(self, x: Tensor) -> int:
+        """S for this x."""
+        if self.method == "exact" or not x.numel():
+            return 1
+        if self.method == "hutchinson":
+            return self.num_probes if self.probes is None else self.probes.shape[0]
+        rank, size = self._rank(x), x.shape[1:].numel()
+        return 1 if rank == size else self.num_probes - 2 * rank
+
     def _hutchinson(self, products: Products, x: Tensor) -> tuple[Tensor, Tensor]:
-        num = self.num_probes if self.probes is None else self.probes.shape[0]
+        num = self.num_samples(x)
         _hint(num, x.shape[1:].numel())
         samples = []
-        for start, stop in self._chunks(num):
+        for start, stop in self._chunks(num, self._together(x)):
             v = self._draw(x, start, stop) if self.probes is None else self.probes[start:stop].to(x)
             value, out = products(v)
             samples.append(self._dots(out, v, start))
@@ -160,7 +170,7 @@ class Estimator:
     def _exact(self, products: Products, x: Tensor) -> tuple[Tensor, Tensor]:
         shape, size = x.shape, x.shape[1:].numel()
         traces = []
-        for start, stop in self._chunks(size, _EXACT_CHUNK):
+        for start, stop in self._chunks(size, self._together(x)):
             basis = torch.nn.functional.one_hot(torch.arange(start, stop, device=x.device), size).to(x.dtype)
             value, out = products(basis.view(-1, 1, *shape[1:]).expand(-1, *shape))
             diagonal = reference.flat(out)[:, :, start:stop].diagonal(dim1=0, dim2=2)  # [B, n]
@@ -168,14 +178,14 @@ class Estimator:
         return value, torch.stack(traces).sum(0, keepdim=True)
 
     def _hutch(self, products: Products, x: Tensor) -> tuple[Tensor, Tensor]:
-        rank = min(self.num_probes // 3, x.shape[1:].numel())
+        rank = self._rank(x)
         if rank == 0:
             return self._hutchinson(products, x)
         with torch.no_grad():
-            sketch = [products(self._draw(x, start, stop))[1] for start, stop in self._chunks(rank)]
+            sketch = [products(self._draw(x, start, stop))[1] for start, stop in self._chunks(rank, self._together(x))]
             Q = _orthonormal(torch.cat(sketch).detach())  # [R, B, ...]
         captured = []
-        for start, stop in self._chunks(rank):
+        for start, stop in self._chunks(rank, self._together(x)):
             v = Q[start:stop].to(x.dtype)
             value, out = products(v)
             captured.append(reference.dots(out, v))
@@ -183,13 +193,24 @@ class Estimator:
         if rank == x.shape[1:].numel():
             return value, trace
         samples = []
-        for start, stop in self._chunks(self.num_probes - 2 * rank):
+        for start, stop in self._chunks(self.num_samples(x), self._together(x)):
             v = _outside(Q, self._draw(x, rank + start, rank + stop))
             samples.append(reference.dots(products(v)[1], v))
         return value, trace + torch.cat(samples)
 
-    def _chunks(self, num: int, default: int | None = None) -> Iterator[tuple[int, int]]:
-        size = self.chunk_size or default or num
+    def _rank(self, x: Tensor) -> int:
+        """Dimension of the space on which hutch++ takes the trace exactly."""
+        return min(self.num_probes // 3, x.shape[1:].numel())
+
+    def _together(self, x: Tensor) -> int:
+        """How many Jacobian products are taken at a time."""
+        if self.method == "exact":
+            num = x.shape[1:].numel()
+        else:
+            num = self.num_probes if self.probes is None else self.probes.shape[0]
+        return min(self.chunk_size or (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK), num)
+
+    def _chunks(self, num: int, size: int) -> Iterator[tuple[int, int]]:
         return ((start, min(start + size, num)) for start in range(0, num, size))
 
     def _draw(self, x: Tensor, start: int, stop: int) -> Tensor:
