@@ -45,10 +45,11 @@ def attention(
 def _(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    if _native(q, k, v, mask, is_causal, backend):
-        return aten.forward(q, k, v, mask, scale, is_causal)
     rows = q.shape[:-1]
-    return v.new_empty((*rows, v.shape[-1])), q.new_empty(rows, dtype=_row_dtype(q))
+    lse = q.new_empty(rows, dtype=_row_dtype(q))  # ATen's own fake has it in float32 for float64 (2.11)
+    if _native(q, k, v, mask, is_causal, backend):
+        return aten.forward(q, k, v, mask, scale, is_causal)[0], lse
+    return v.new_empty((*rows, v.shape[-1])), lse
 
 
 @torch.library.custom_op("fastflow::attention_backward", mutates_args=())
