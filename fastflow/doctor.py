@@ -1,4 +1,4 @@
-"""``fastflow doctor``: what is installed, which backend each op would use and why, and whether each op is right here."""
+"""``fastflow doctor``: what is installed, which backend each op would use and why, and whether it computes right."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ _TOLERANCE = 1e-5  # of fp32 against float64, relative to the largest entry
 
 
 class Check(NamedTuple):
-    """One op on small inputs: ``run(backend, *inputs)`` must agree with ``truth(*inputs)``, in value and derivatives."""
+    """One op on small inputs: ``run(backend, *inputs)`` must agree with ``truth(*inputs)``, value and derivatives."""
 
     family: str
     op: str

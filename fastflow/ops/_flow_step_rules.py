@@ -173,9 +173,9 @@ def _terms(operands: Any) -> list[tuple[Any, Tensor]]:
 
 
 def _affine(operands: Any) -> Tensor:
-    (x1, c1), (x0, c0), (z, cz) = _terms(operands)
-    x1, x0, z, c1, c0, cz = complete_tangents(x1, x0, z, c1, c0, cz)
-    return reference.affine(x1, x0, z, c1, c0, cz)
+    xs, coefficients = zip(*_terms(operands), strict=True)
+    completed = complete_tangents(*xs, *coefficients)
+    return reference.affine(completed[:3], completed[3:])
 
 
 def _squared_error(pred: Tensor, *operands: Any) -> Tensor:

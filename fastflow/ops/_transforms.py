@@ -1,5 +1,7 @@
 """What is being traced or transformed around a call."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -17,7 +19,7 @@ def has_tangent(*tensors: Tensor | None) -> bool:
     return any(x is not None and unpack_dual(x).tangent is not None for x in tensors)
 
 
-def complete_tangents(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def complete_tangents(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Give every tensor a tangent, zeros where it has none, if torch.compile is tracing a tangent on one of them.
 
     A missing tangent is a zero tensor without memory, which the backward compiled by Inductor reads at address 0

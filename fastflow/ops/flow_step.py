@@ -128,8 +128,9 @@ def flow_matching_loss(
     if _backend.resolve(backend, "flow_step", *given) == "triton":
         loss = rules.squared_error(pred, x1, x0, z, coefficients)
     else:
-        pred, x1, x0, z = complete_tangents(pred, x1, _tensor(x0, x1), _tensor(z, x1))
-        loss = reference.squared_error(pred, reference.affine(x1, x0, z, *coefficients))
+        pred, *operands = complete_tangents(pred, x1, _tensor(x0, x1), _tensor(z, x1))
+        target = reference.affine(operands, coefficients)
+        loss = reference.squared_error(pred, target, per_sample=weight is not None or reduction == "none")
     if weight is not None:
         loss, weight = complete_tangents(loss, weight)
         loss = loss * weight
@@ -166,8 +167,8 @@ def _combine(
         raise TypeError(f"dtype must be a floating point type, got {dtype}")
     if _backend.resolve(backend, "flow_step", *given, x1.new_empty(0, dtype=dtype)) == "triton":
         return rules.affine(x1, x0, z, coefficients, dtype)
-    x1, x0, z = complete_tangents(x1, _tensor(x0, x1), _tensor(z, x1))
-    return reference.affine(x1, x0, z, *coefficients).to(dtype)
+    operands = complete_tangents(x1, _tensor(x0, x1), _tensor(z, x1))
+    return reference.affine(operands, coefficients).to(dtype)
 
 
 def _third_term(noise: Noise | None, cz: Coefficient, path: AffinePath) -> Noise | None:

@@ -1,5 +1,6 @@
 """Randomness as a pure function of ``(seed, offset, element index)``: nothing here reads a global generator."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from fastflow import _backend
 from fastflow.kernels.noise import reference
 
 _LIMIT = 1 << 63
+_RECENT_NUMEL = 1 << 22  # 16 MiB
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,15 @@ def _gaussian(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, 
 
         out = gaussian(numel, seed, offset, dtype, device)
     else:
-        out = reference.gaussian(numel, seed, offset).to(device=device, dtype=dtype)
+        draw = _recent if numel <= _RECENT_NUMEL else reference.gaussian
+        out = draw(numel, seed, offset).to(device=device, dtype=dtype, copy=True)
     return out.view(shape)
+
+
+@functools.lru_cache(maxsize=2)
+def _recent(numel: int, seed: int, offset: int) -> Tensor:
+    """On a CPU a training step draws its noise for x_t and again for the loss: the second draw is a copy."""
+    return reference.gaussian(numel, seed, offset)
 
 
 @_gaussian.register_fake

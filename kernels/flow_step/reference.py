@@ -1,6 +1,7 @@
 """The flow step in plain PyTorch: the truth for the kernels, and the implementation wherever they do not run."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +10,22 @@ from torch import Tensor
 Coefficient = Tensor | float
 
 
-def affine(x1: Tensor, x0: Tensor, z: Tensor | None, c1: Coefficient, c0: Coefficient, cz: Coefficient) -> Tensor:
-    """``c1 x1 + c0 x0 + cz z``, at least in fp32. x: ``[B, ...]``; c: a float or ``[B]``."""
-    out = _accumulate(_term(c1, x1), c0, x0)
-    return out if z is None else _accumulate(out, cz, z)
+def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient]) -> Tensor:
+    """``c1 x1 + c0 x0 + cz z``, at least in fp32. xs: x1, then x0 and z ``[B, ...]`` or None; c: a float or ``[B]``."""
+    (x1, *rest), (c1, *others) = xs, coefficients
+    assert x1 is not None
+    total = _term(c1, x1)
+    for c, x in zip(others, rest, strict=True):
+        if x is not None:
+            total = _accumulate(total, c, x)
+    return total
 
 
-def squared_error(pred: Tensor, target: Tensor) -> Tensor:
-    """``sum_j (pred - target)_bj^2`` for each sample, ``[B]``, at least in fp32. target: from :func:`affine`."""
+def squared_error(pred: Tensor, target: Tensor, per_sample: bool = True) -> Tensor:
+    """``sum_j (pred - target)_bj^2``, ``[B]``, or its sum over b, at least in fp32. target: from :func:`affine`."""
     dtype = torch.promote_types(accumulation_dtype(pred), target.dtype)
-    return row_sum(F.mse_loss(pred.to(dtype), target.to(dtype), reduction="none"))
+    error = F.mse_loss(pred.to(dtype), target.to(dtype), reduction="none" if per_sample else "sum")
+    return row_sum(error) if per_sample else error
 
 
 def row_sum(x: Tensor) -> Tensor:

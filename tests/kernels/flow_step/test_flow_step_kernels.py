@@ -44,7 +44,7 @@ def problem(shape, dtype, device, kind="contiguous", x0="given", z="absent", con
     full = {"given": x0_given.float(), "drawn": drawn}
     zs = {"given": z_given.float(), "drawn": drawn, "absent": torch.zeros_like(drawn)}
     c = [v.item() if constant else v for v in c]
-    return terms, reference.affine(x1.float(), full[x0], zs[z], *c), pred
+    return terms, reference.affine((x1.float(), full[x0], zs[z]), c), pred
 
 
 def close(actual, expected, dtype):

@@ -1,0 +1,55 @@
+"""What the compile report compiles of this family: training's own case, and the one with every feature on."""
+
+from collections.abc import Iterator
+from itertools import product
+
+from .._compile import CompileCase
+from ._tile import DRAWN, GIVEN
+from .config import tile
+from .interpolate import _interpolate_kernel
+from .loss import _loss_backward_kernel, _loss_kernel
+
+_SCALARS = {name: "i64" for name in ("x0_seed", "x0_offset", "z_seed", "z_offset")}
+_KERNELS = (
+    ("interpolate", _interpolate_kernel, ("out_ptr",), ()),
+    ("loss", _loss_kernel, ("pred_ptr",), ("partial_ptr",)),
+    ("loss_backward", _loss_backward_kernel, ("pred_ptr", "grad_ptr"), ("scale_ptr",)),
+)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Each kernel: contiguous with x0 drawn, and strided, shifted and wide with x0 given and z drawn."""
+    for arch, dtype in product(("sm_80", "sm_90", "sm_100", "gfx942"), ("bf16", "fp32")):
+        for name, kernel, like_x1, per_row in _KERNELS:
+            for full in (False, True):
+                axes = 3 if full else 1
+                shape = tile(4095 if full else 4096, shifted=full)
+                kinds = (GIVEN, GIVEN if full else DRAWN, DRAWN if full else 0)
+                pointer, walk = f"*{dtype}:16", ("i64",) * (1 + axes) if full else ("i32:16", "1")
+                given = [pointer if kind == GIVEN else None for kind in kinds]
+                yield CompileCase(
+                    name=f"{name} {'strided shifted wide' if full else 'contiguous drawn'} {dtype}",
+                    kernel=kernel,
+                    arch=arch,
+                    signature={
+                        "terms": tuple(given),
+                        "coefficients": ("*fp32:16", "*fp32:16", "*fp32:16" if full else "fp32"),
+                        **dict.fromkeys(like_x1, pointer),
+                        **dict.fromkeys(per_row, "*fp32:16"),
+                        **_SCALARS,
+                        "strides": tuple(walk if x else None for x in (*given, *like_x1)),
+                        "sizes": ("i64",) * axes if full else ("i32:16",),
+                        **dict.fromkeys(("num_rows", "row_size", "tiles_per_row"), "i32"),
+                    },
+                    constants={
+                        "KINDS": kinds,
+                        "VARIES": (True, True, full),
+                        "AXES": axes,
+                        "ROWS": shape.rows,
+                        "GROUPS": shape.groups,
+                        "SHIFTED": full,
+                        "WIDE": full,
+                    },
+                    num_warps=shape.num_warps,
+                    spill_free=True,
+                )
