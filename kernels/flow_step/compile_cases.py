@@ -9,7 +9,7 @@ from .config import tile
 from .interpolate import _interpolate_kernel
 from .loss import _loss_backward_kernel, _loss_kernel
 
-_SCALARS = {name: "i64" for name in ("x0_seed", "x0_offset", "z_seed", "z_offset")}
+_SCALARS = dict.fromkeys(("x0_seed", "x0_offset", "z_seed", "z_offset"), "i64")
 _KERNELS = (
     ("interpolate", _interpolate_kernel, ("out_ptr",), ()),
     ("loss", _loss_kernel, ("pred_ptr",), ("partial_ptr",)),
