@@ -1,7 +1,13 @@
-"""Launch configurations of the attention kernels, as data."""
+"""Launch configurations of the attention kernels, as data.
 
+Each row was chosen by what the compiler makes of it, recorded in bench/results/compile_report.md: the largest tile that
+does not spill and fits the shared memory, or the one that spills least. No row was timed on a GPU yet.
+"""
+
+import functools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -16,5 +22,72 @@ class Config:
     tangents: int = 1
 
 
+WIDTHS = (64, 80, 96, 128, 256, 512)  # of the wider of key and value head dim; float32 counts twice
+DIRECTIONS = (
+    "forward-plain", "forward", "forward-many",
+    "dkdv-plain", "dkdv-primal", "dkdv-joint",
+    "dq-plain", "dq-primal", "dq-joint",
+)  # fmt: skip
+
+# (arch, width): a row a direction; without a joint row the side is launched as primal and plain
+_TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
+    ("sm_90", 64): {
+        "forward-plain": (128, 128, 8, 3), "forward": (128, 64, 8, 3), "forward-many": (128, 32, 8, 3, 2),
+        "dkdv-plain": (64, 128, 8, 3), "dkdv-primal": (32, 128, 8, 3), "dkdv-joint": (32, 128, 8, 3),
+        "dq-plain": (128, 64, 8, 3), "dq-primal": (128, 64, 8, 3), "dq-joint": (128, 64, 8, 3),
+    },
+    ("sm_90", 80): {
+        "forward-plain": (128, 128, 8, 3), "forward": (128, 64, 8, 3), "forward-many": (128, 32, 8, 3, 2),
+        "dkdv-plain": (64, 128, 8, 3), "dkdv-primal": (32, 128, 8, 3),
+        "dq-plain": (128, 64, 8, 3), "dq-primal": (128, 32, 8, 3), "dq-joint": (128, 32, 8, 3),
+    },
+    ("sm_90", 96): {
+        "forward-plain": (128, 128, 8, 3), "forward": (128, 64, 8, 3), "forward-many": (128, 32, 8, 3, 2),
+        "dkdv-plain": (64, 128, 8, 3), "dkdv-primal": (32, 128, 8, 3),
+        "dq-plain": (128, 64, 8, 3), "dq-primal": (128, 32, 8, 3), "dq-joint": (128, 32, 8, 3),
+    },
+    ("sm_90", 128): {
+        "forward-plain": (128, 128, 8, 2), "forward": (128, 32, 8, 3), "forward-many": (128, 32, 8, 3),
+        "dkdv-plain": (64, 128, 8, 2), "dkdv-primal": (32, 128, 8, 2),
+        "dq-plain": (128, 64, 8, 3), "dq-primal": (128, 32, 8, 3), "dq-joint": (128, 32, 8, 3),
+    },
+    ("sm_90", 256): {
+        "forward-plain": (128, 32, 8, 2), "forward": (64, 32, 8, 2), "forward-many": (64, 32, 8, 2),
+        "dkdv-plain": (32, 64, 8, 2), "dkdv-primal": (16, 64, 8, 2),
+        "dq-plain": (64, 32, 8, 2), "dq-primal": (64, 16, 8, 2),
+    },
+    ("sm_90", 512): {
+        "forward-plain": (32, 32, 4, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
+        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+}  # fmt: skip
+
+CONFIGS = {
+    (arch, width, direction): Config(*row) for (arch, width), rows in _TABLE.items() for direction, row in rows.items()
+}
+
+_INTERPRETER = Config(32, 32, 4, 1, 2)
+
+
 def config_for(x: Tensor, width: int, direction: str) -> Config | None:
-    return Config(32, 32, 4, 2, 2)
+    """The table's row for x's device and dtype and the wider head dim; None where a joint launch is not shipped."""
+    if x.device.type == "cpu":
+        return _INTERPRETER
+    return CONFIGS.get((_arch(x.device), table_width(width, x.dtype), direction))
+
+
+def table_width(width: int, dtype: torch.dtype) -> int:
+    """The row of the table that serves a head dim: float32 takes the room of twice the width."""
+    room = width * (2 if dtype == torch.float32 else 1)
+    return next(w for w in WIDTHS if room <= w)
+
+
+@functools.cache
+def _arch(device: torch.device) -> str:
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) in ((8, 6), (8, 9)) or major >= 12:  # 99 KB of shared memory a block
+        return "sm_86"
+    return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100")

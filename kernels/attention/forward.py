@@ -126,11 +126,13 @@ def _dual_forward_kernel(
         )  # fmt: skip
 
     m, z, acc, mus, t_accs = state
-    inverse = 1.0 / tl.where(z == 0.0, 1.0, z)
+    empty = z == 0.0  # rows that see no key
+    z = tl.where(empty, 1.0, z)
+    inverse = 1.0 / z
     out = scale_rows(acc, inverse[:, None])
     if out_ptr is not None and pid_t == 0:
         store_rows(out_ptr + pid_bh * nq * VALUE_DIM, out, offs_m, nq, VALUE_DIM, False)
-        lse = tl.where(z == 0.0, float("inf"), (m + tl.log2(z)) * LN_2)
+        lse = tl.where(empty, float("inf"), (m + tl.log2(z)) * LN_2)
         tl.store(lse_ptr + pid_bh * nq + offs_m, lse, mask=offs_m < nq)
     for i in tl.static_range(TANGENTS):
         mu = mus[i] * inverse

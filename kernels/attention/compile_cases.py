@@ -1,0 +1,112 @@
+"""The attention kernels for the compile report: every row of the tuning table at the head dims that matter."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fastflow.kernels._compile import CompileCase
+from fastflow.kernels.attention.backward import _row_terms_kernel
+from fastflow.kernels.attention.backward_keys import _dual_dkdv_kernel
+from fastflow.kernels.attention.backward_queries import _dual_dq_kernel
+from fastflow.kernels.attention.config import CONFIGS, DIRECTIONS, Config, table_width
+from fastflow.kernels.attention.forward import _dual_forward_kernel
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_STRIDES = ("i32:16",) * 4
+_NVIDIA = ("sm_80", "sm_90", "sm_100")
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    for arch in _NVIDIA:
+        for dtype, head_dims in (("bf16", (64, 72, 96, 128, 256)), ("fp32", (64, 72, 128))):
+            for D in head_dims:
+                yield from _every_direction(arch, dtype, D)
+    for arch, head_dims in (("sm_86", (64, 72, 128)), ("gfx942", (64, 72, 128))):
+        for D in head_dims:
+            yield from _every_direction(arch, "bf16", D)
+    for direction in ("forward", "dkdv-joint", "dq-joint"):
+        yield _case("sm_90", "bf16", 64, direction, "causal", CAUSAL=True)
+        yield _case("sm_90", "bf16", 64, direction, "bool mask", mask="*i1")
+        yield _case("sm_90", "bf16", 64, direction, "bias", mask="*bf16")
+        yield _case("sm_90", "fp16", 64, direction)
+    yield _case("sm_90", "bf16", 64, "dkdv-joint", "4 query heads a key head", GROUP=4)
+    yield _row_terms("sm_90", "bf16", 72)
+
+
+def _every_direction(arch: str, dtype: str, D: int) -> Iterator[CompileCase]:
+    for direction in DIRECTIONS:
+        if (arch, table_width(D, _DTYPES[dtype]), direction) in CONFIGS:
+            yield _case(arch, dtype, D, direction)
+
+
+def _case(
+    arch: str, dtype: str, D: int, direction: str, note: str = "", *, mask: str | None = None, **changes: Any
+) -> CompileCase:  # fmt: skip
+    config = CONFIGS[arch, table_width(D, _DTYPES[dtype]), direction]
+    kind, _, mode = direction.partition("-")
+    kernel, arguments = _forward(dtype, mode) if kind == "forward" else _backward(dtype, kind, mode)
+    arguments |= {"mask_ptr": mask, "strides_mask": _STRIDES if mask else None}
+    constants = {
+        "HEAD_DIM": D, "VALUE_DIM": D, "CAUSAL": False, "ALIGN": 8,
+        "PRECISION": _precision(arch, dtype), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+    }  # fmt: skip
+    constants |= {"TANGENTS": _tangents(mode, config)} if kind == "forward" else {"GROUP": 1, "ADD": False}
+    return CompileCase(
+        name=" ".join(filter(None, (direction, f"D {D}", dtype, note))),
+        kernel=kernel,
+        arch=arch,
+        signature={name: ty for name, ty in arguments.items() if ty is not None},
+        constants={name: None for name, ty in arguments.items() if ty is None} | constants | changes,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        tensor_cores=True,
+        spill_free=arch == "sm_90" and dtype != "fp32" and D <= 80 and not note,
+    )
+
+
+def _forward(dtype: str, mode: str) -> tuple[Any, dict[str, Any]]:
+    tangents = mode != "plain"
+    arguments = _tensors(dtype, "q k v out") | _tensors(dtype, "tq tk tv t_out", tangents)
+    arguments |= _tensors("fp32", "lse") | _tensors("fp32", "mu", tangents)
+    arguments |= _strides("q k v") | _strides("tq tk tv", tangents, ("i32:16",) * 5)
+    return _dual_forward_kernel, arguments | _scalars("heads group nq nk tangent_groups")
+
+
+def _backward(dtype: str, kind: str, mode: str) -> tuple[Any, dict[str, Any]]:
+    tangents, joint = mode != "plain", mode == "joint"
+    primal_grads, tangent_grads = ("dk dv", "dtk dtv") if kind == "dkdv" else ("dq", "dtq")
+    arguments = _tensors(dtype, f"q k v g {primal_grads}") | _tensors(dtype, "tq tk tv h", tangents)
+    arguments |= _tensors(dtype, tangent_grads, joint) | _tensors("fp32", "lse c") | _tensors("fp32", "a mu", tangents)
+    arguments |= _strides("q k v g") | _strides("tq tk tv h", tangents)
+    return _dual_dkdv_kernel if kind == "dkdv" else _dual_dq_kernel, arguments | _scalars("heads nq nk")
+
+
+def _row_terms(arch: str, dtype: str, D: int) -> CompileCase:
+    arguments = _tensors(dtype, "g h out t_out") | _tensors("fp32", "a c")
+    arguments |= _strides("g out") | _strides("h t_out", stride=("i32:16",) * 5)
+    arguments |= dict.fromkeys(("heads", "nq", "n_tangents"), "i32")
+    constants = {"VALUE_DIM": D, "ALIGN": 8, "BLOCK_M": 64}
+    return CompileCase(f"row terms D {D} {dtype}", _row_terms_kernel, arch, arguments, constants, spill_free=True)
+
+
+def _tensors(dtype: str, names: str, present: bool = True) -> dict[str, str | None]:
+    return {f"{name}_ptr": f"*{dtype}:16" if present else None for name in names.split()}
+
+
+def _strides(names: str, present: bool = True, stride: tuple[str, ...] = _STRIDES) -> dict[str, Any]:
+    return {f"strides_{name}": stride if present else None for name in names.split()}
+
+
+def _scalars(names: str) -> dict[str, str]:
+    return {"scale": "fp32"} | dict.fromkeys(names.split(), "i32")
+
+
+def _tangents(mode: str, config: Config) -> int:
+    return {"plain": 0, "": 1, "many": config.tangents}[mode]
+
+
+def _precision(arch: str, dtype: str) -> str:
+    if dtype != "fp32":
+        return "tf32"
+    return "ieee" if arch.startswith("gfx") else "tf32x3"
