@@ -37,7 +37,7 @@ def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Pro
 
 
 def _choose(x: Tensor) -> Mode:
-    if torch.is_inference_mode_enabled():
+    if _records_nothing():
         return "forward"
     return "reverse" if x.device.type == "cpu" or torch.is_grad_enabled() else "forward"
 
@@ -89,9 +89,13 @@ def _forward_or_reverse(field: Field, x: Tensor, together: int) -> Products:
     return products
 
 
+def _records_nothing() -> bool:
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 def _check_recording() -> None:
-    """Inference mode records nothing, whatever is asked for: the gradient would be zero."""
-    if torch.is_inference_mode_enabled():
+    """Raise where the gradient would be zero, whatever is asked for."""
+    if _records_nothing():
         raise RuntimeError("reverse mode does not work under torch.inference_mode(): use torch.no_grad()")
 
 

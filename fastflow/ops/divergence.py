@@ -79,7 +79,8 @@ def divergence(
 
     Returns:
         :class:`Divergence`, in fp32 (fp64 if the field's values are fp64). Value and divergence are differentiable in x
-        and in all that field closes over, the standard error is not. Under ``torch.no_grad()`` no graph is kept.
+        and in all that field closes over, the standard error is not; the gradient of hutch++ holds its sketch fixed,
+        which leaves it unbiased. Under ``torch.no_grad()`` no graph is kept.
 
     Raises:
         TypeError: x, probes or the field's value is not a floating point tensor.
@@ -138,9 +139,9 @@ class Estimator:
         check_floating("x", x)
         if x.ndim == 0:
             raise ValueError("x must be [B, ...], got a scalar")
-        if self.probes is not None and (self.probes.ndim == 0 or self.probes.shape[1:] != x.shape):
+        if self.probes is not None and (self.probes.shape[1:] != x.shape or not self.probes.shape[:1].numel()):
             wanted = ", ".join(map(str, ("K", *x.shape)))
-            raise ValueError(f"probes must be [{wanted}], got shape {tuple(self.probes.shape)}")
+            raise ValueError(f"probes must be [{wanted}] with K >= 1, got shape {tuple(self.probes.shape)}")
         if not x.numel():
             return field(x), x.new_zeros((1, x.shape[0]), dtype=torch.promote_types(x.dtype, torch.float32))
         products = jacobian_products(field, x, self.mode, self._together(x))

@@ -39,9 +39,10 @@ def probe_groups(group, seed, offset, DTYPE: tl.constexpr, L: tl.constexpr):
         w0, w1, w2, w3 = philox_words(group, seed, offset)
         words = lanes(w0, w1, w2, w3)  # [R, G, 4]
         bits = (words[:, :, :, None] >> tl.arange(0, 32).to(tl.uint32)[None, None, None, :]) & 1
-        signs = 1.0 - 2.0 * bits.to(tl.float32)
-        return tl.reshape(signs, group.shape + (L,))
-    return gaussian_groups(group, seed, offset).to(DTYPE).to(tl.float32)
+        probe = tl.reshape(1.0 - 2.0 * bits.to(tl.float32), group.shape + (L,))
+    else:
+        probe = gaussian_groups(group, seed, offset).to(DTYPE).to(tl.float32)
+    return probe
 
 
 class Grid(NamedTuple):
