@@ -12,7 +12,7 @@ _fastest: dict[Hashable, Config] = {}
 
 
 def tuned(config: Config, launch: Callable[[Config], None], x: Tensor, direction: str, key: Hashable) -> Config:
-    """The fastest configuration for a direction, measured by running launch; config itself when tuning is not asked for.
+    """The fastest configuration for a direction, measured by running launch; config itself where tuning is off.
 
     The candidates are the table's rows for this direction at every width and architecture. key: what the choice may
     depend on besides direction and device; no sequence length or batch size.

@@ -1,5 +1,6 @@
 """The joint backward of attention and its tangents: which kernels run, and the row terms they share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,12 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastflow.kernels.attention import _launch
+from fastflow.kernels.attention._autotune import tuned
 from fastflow.kernels.attention._tile import load_rows, matrix, tangent_matrices, tangent_matrix
 from fastflow.kernels.attention.backward_keys import _dual_dkdv_kernel
 from fastflow.kernels.attention.backward_queries import _dual_dq_kernel
-from fastflow.kernels.attention.config import config_for
+from fastflow.kernels.attention.config import Config, config_for
 
-Outputs = tuple[Tensor | None, ...]
+Outputs = Sequence[Tensor | None]
 
 _ROWS = 64
 
@@ -88,7 +90,8 @@ def dual_backward(
     # over several tangents the primals' gradients add up in float32
     d_primals = [torch.empty(x.shape, dtype=x.dtype if K == 1 else torch.float32, device=x.device) for x in (q, k, v)]
 
-    g, h, *rows = map(_launch.unit_rows, (g, h, q, k, v, tq, tk, tv))
+    g, h, out, t_out, *rows = map(_launch.unit_rows, (g, h, out, t_out, q, k, v, tq, tk, tv))
+    lse, mu = lse.contiguous(), None if mu is None else mu.contiguous()
     with _launch.on_device(q):
         a, c = _row_terms(g, h, out, t_out)
         for t in range(K):
@@ -96,14 +99,9 @@ def dual_backward(
                 *rows[:3], *_of_tangent(t, *rows[3:]), g if t == 0 else None, *_of_tangent(t, h), mask,
                 lse, c[t], *_of_tangent(t, a, mu), scale, is_causal, add=t > 0,
             )  # fmt: skip
-            dq, dtq, dk, dv, dtk, dtv = (
-                d_primals[0],
-                *_of_tangent(t, d_tangents[0]),
-                *d_primals[1:],
-                *_of_tangent(t, *d_tangents[1:]),
-            )
-            _run_side(_dual_dkdv_kernel, "dkdv", problem, (dk, dv), (dtk, dtv))
-            _run_side(_dual_dq_kernel, "dq", problem, (dq,), (dtq,))
+            d_tangent = _of_tangent(t, *d_tangents)
+            _run_side(_dual_dkdv_kernel, "dkdv", problem, d_primals[1:], d_tangent[1:])
+            _run_side(_dual_dq_kernel, "dq", problem, d_primals[:1], d_tangent[:1])
     return *(d.to(x.dtype) for d, x in zip(d_primals, (q, k, v))), *d_tangents
 
 
@@ -157,20 +155,26 @@ def _run_side(kernel, side: str, problem: _Problem, d_primals: Outputs, d_tangen
 def _run(kernel, direction: str, x: _Problem, outputs: Outputs) -> None:
     heads, nq, D = x.q.shape[1:]
     batch, heads_k, nk, Dv = x.v.shape
-    config = config_for(x.q, _width(x), direction)
     rows = (x.q, x.k, x.v, x.tq, x.tk, x.tv, x.g, x.h)
     align = _launch.alignment(*rows)
-    if direction.startswith("dkdv"):
-        programs = batch * heads_k * triton.cdiv(nk, config.block_n)
-    else:
-        programs = batch * heads * triton.cdiv(nq, config.block_m)
-    kernel[(programs,)](
-        *rows, x.mask, x.lse, x.c, x.a, x.mu, *outputs, x.scale,
-        *(_launch.strides(y, align) for y in rows), _launch.strides(x.mask, 1), heads, nq, nk,
-        GROUP=heads // heads_k, HEAD_DIM=D, VALUE_DIM=Dv, CAUSAL=x.is_causal, ADD=x.add,
-        ALIGN=align, PRECISION=_launch.dot_precision(x.q), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+
+    def launch(config: Config) -> None:
+        if direction.startswith("dkdv"):
+            programs = batch * heads_k * triton.cdiv(nk, config.block_n)
+        else:
+            programs = batch * heads * triton.cdiv(nq, config.block_m)
+        kernel[(programs,)](
+            *rows, x.mask, x.lse, x.c, x.a, x.mu, *outputs, x.scale,
+            *(_launch.strides(y, align) for y in rows), _launch.strides(x.mask, 1), heads, nq, nk,
+            GROUP=heads // heads_k, HEAD_DIM=D, VALUE_DIM=Dv, CAUSAL=x.is_causal, ADD=x.add,
+            ALIGN=align, PRECISION=_launch.dot_precision(x.q), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+    config = config_for(x.q, _width(x), direction)
+    if not x.add:  # timing would add to the gradients again and again
+        config = tuned(config, launch, x.q, direction, (D, Dv, x.is_causal, heads // heads_k))
+    launch(config)
 
 
 def _row_terms(g: Tensor | None, h: Tensor | None, out: Tensor, t_out: Tensor | None) -> tuple[Tensor | None, Tensor]:

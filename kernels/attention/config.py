@@ -61,6 +61,126 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
         "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
     },
+    ("sm_100", 64): {
+        "forward-plain": (128, 128, 8, 2), "forward": (128, 64, 8, 2), "forward-many": (128, 32, 8, 2, 2),
+        "dkdv-plain": (64, 128, 8, 2), "dkdv-primal": (32, 128, 8, 2), "dkdv-joint": (32, 64, 4, 2),
+        "dq-plain": (128, 64, 8, 2), "dq-primal": (128, 32, 8, 2), "dq-joint": (128, 32, 8, 2),
+    },
+    ("sm_100", 80): {
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 64, 4, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
+    },
+    ("sm_100", 96): {
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 64, 4, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
+    },
+    ("sm_100", 128): {
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 64, 4, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
+    },
+    ("sm_100", 256): {
+        "forward-plain": (64, 32, 4, 2), "forward": (64, 32, 8, 2), "forward-many": (64, 32, 8, 2),
+        "dkdv-plain": (32, 64, 8, 2), "dkdv-primal": (16, 64, 8, 2),
+        "dq-plain": (64, 32, 8, 2), "dq-primal": (64, 16, 8, 2),
+    },
+    ("sm_100", 512): {
+        "forward-plain": (32, 32, 4, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
+        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+    ("sm_80", 64): {
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 64, 8, 2), "forward-many": (128, 32, 8, 2, 2),
+        "dkdv-plain": (64, 128, 8, 2), "dkdv-primal": (32, 128, 8, 2),
+        "dq-plain": (128, 64, 8, 2), "dq-primal": (128, 32, 8, 2), "dq-joint": (128, 32, 8, 2),
+    },
+    ("sm_80", 80): {
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 128, 8, 2),
+        "dq-plain": (128, 64, 8, 2), "dq-primal": (128, 32, 8, 2), "dq-joint": (128, 32, 8, 2),
+    },
+    ("sm_80", 96): {
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 128, 8, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
+    },
+    ("sm_80", 128): {
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (16, 128, 8, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (64, 32, 8, 2),
+    },
+    ("sm_80", 256): {
+        "forward-plain": (64, 32, 8, 2), "forward": (64, 16, 8, 2), "forward-many": (64, 16, 8, 2),
+        "dkdv-plain": (16, 64, 8, 2), "dkdv-primal": (16, 32, 8, 2),
+        "dq-plain": (64, 16, 8, 2), "dq-primal": (32, 16, 8, 2),
+    },
+    ("sm_80", 512): {
+        "forward-plain": (32, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
+        "dkdv-plain": (16, 16, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (16, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+    ("sm_86", 64): {
+        "forward-plain": (64, 32, 4, 2), "forward": (64, 32, 4, 1), "forward-many": (64, 32, 4, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("sm_86", 80): {
+        "forward-plain": (64, 32, 4, 2), "forward": (64, 32, 4, 1), "forward-many": (64, 32, 4, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("sm_86", 96): {
+        "forward-plain": (64, 32, 4, 2), "forward": (64, 32, 4, 1), "forward-many": (64, 32, 4, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("sm_86", 128): {
+        "forward-plain": (64, 32, 4, 2), "forward": (64, 32, 4, 1), "forward-many": (64, 32, 4, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("sm_86", 256): {
+        "forward-plain": (32, 32, 4, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
+        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+    ("sm_86", 512): {
+        "forward-plain": (16, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
+        "dkdv-plain": (16, 16, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (16, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+    ("gfx942", 64): {
+        "forward-plain": (128, 64, 4, 1), "forward": (128, 32, 8, 1), "forward-many": (128, 32, 8, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("gfx942", 80): {
+        "forward-plain": (128, 64, 4, 1), "forward": (128, 32, 8, 1), "forward-many": (128, 32, 8, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("gfx942", 96): {
+        "forward-plain": (128, 64, 4, 1), "forward": (128, 32, 8, 1), "forward-many": (128, 32, 8, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("gfx942", 128): {
+        "forward-plain": (128, 64, 4, 1), "forward": (128, 32, 8, 1), "forward-many": (128, 32, 8, 1),
+        "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
+        "dq-plain": (64, 32, 4, 1), "dq-primal": (64, 16, 4, 1),
+    },
+    ("gfx942", 256): {
+        "forward-plain": (64, 32, 4, 1), "forward": (64, 16, 4, 1), "forward-many": (64, 16, 4, 1),
+        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 32, 4, 1),
+        "dq-plain": (32, 16, 4, 1), "dq-primal": (32, 16, 4, 1),
+    },
+    ("gfx942", 512): {
+        "forward-plain": (32, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
+        "dkdv-plain": (16, 16, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (16, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
 }  # fmt: skip
 
 CONFIGS = {

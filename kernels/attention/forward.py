@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastflow.kernels.attention import _launch
+from fastflow.kernels.attention._autotune import tuned
 from fastflow.kernels.attention._tile import (
     LN_2,
     LOG2_E,
@@ -23,7 +24,7 @@ from fastflow.kernels.attention._tile import (
     tangent_matrix,
     zero_rows,
 )
-from fastflow.kernels.attention.config import config_for
+from fastflow.kernels.attention.config import Config, config_for
 
 
 @triton.jit
@@ -169,9 +170,9 @@ def dual_forward(
 
     q, k, v, tq, tk, tv = map(_launch.unit_rows, (q, k, v, tq, tk, tv))
     align = _launch.alignment(q, k, v, tq, tk, tv)
-    config = config_for(q, max(D, Dv), _direction(K))
-    blocks = triton.cdiv(Nq, config.block_m)
-    with _launch.on_device(q):
+
+    def launch(config: Config) -> None:
+        blocks = triton.cdiv(Nq, config.block_m)
         for first, groups, size in _tangent_groups(K, config.tangents):
             of_group = [None if x is None else x[first:] for x in (tq, tk, tv, t_out, mu)]
             primal = (out, lse) if first == 0 else (None, None)
@@ -183,6 +184,10 @@ def dual_forward(
                 ALIGN=align, PRECISION=_launch.dot_precision(q), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
                 num_warps=config.num_warps, num_stages=config.num_stages,
             )  # fmt: skip
+
+    direction = _direction(K)
+    with _launch.on_device(q):
+        launch(tuned(config_for(q, max(D, Dv), direction), launch, q, direction, (D, Dv, is_causal)))
     return out, t_out, lse, mu
 
 
