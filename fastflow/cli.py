@@ -90,7 +90,8 @@ def _parse(arguments: Sequence[str]) -> Config | Sample | Doctor:
 
 def _run(command: Config | Sample | Doctor) -> None:
     if isinstance(command, Doctor):
-        importlib.import_module("fastflow.doctor").main()
+        if failed := importlib.import_module("fastflow.doctor").main():
+            raise SystemExit(failed)
     elif isinstance(command, Sample):
         _sample(command)
     else:
