@@ -1,7 +1,7 @@
 """Launch configurations of the attention kernels, as data.
 
 Each row was chosen by what the compiler makes of it, recorded in bench/results/compile_report.md: the largest tile that
-does not spill and fits the shared memory, or the one that spills least. No row was timed on a GPU yet.
+does not spill and fits the shared memory, or the one that spills least of those tried. No row was timed on a GPU yet.
 """
 
 import functools
@@ -22,14 +22,14 @@ class Config:
     tangents: int = 1
 
 
-WIDTHS = (64, 80, 96, 128, 256, 512)  # of the wider of key and value head dim; float32 counts twice
+WIDTHS = (64, 80, 96, 128, 256)  # of the wider of key and value head dim
 DIRECTIONS = (
     "forward-plain", "forward", "forward-many",
     "dkdv-plain", "dkdv-primal", "dkdv-joint",
     "dq-plain", "dq-primal", "dq-joint",
 )  # fmt: skip
 
-# (arch, width): a row a direction; without a joint row the side is launched as primal and plain
+# (architecture or fp32, width): a row a direction; without a joint row the side is launched as primal and plain
 _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     ("sm_90", 64): {
         "forward-plain": (128, 128, 8, 3), "forward": (128, 64, 8, 3), "forward-many": (128, 32, 8, 3, 2),
@@ -56,11 +56,6 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dkdv-plain": (32, 64, 8, 2), "dkdv-primal": (16, 64, 8, 2),
         "dq-plain": (64, 32, 8, 2), "dq-primal": (64, 16, 8, 2),
     },
-    ("sm_90", 512): {
-        "forward-plain": (32, 32, 4, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
-        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
-        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
-    },
     ("sm_100", 64): {
         "forward-plain": (128, 128, 8, 2), "forward": (128, 64, 8, 2), "forward-many": (128, 32, 8, 2, 2),
         "dkdv-plain": (64, 128, 8, 2), "dkdv-primal": (32, 128, 8, 2), "dkdv-joint": (32, 64, 4, 2),
@@ -68,17 +63,17 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     },
     ("sm_100", 80): {
         "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
-        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 64, 4, 2),
-        "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (16, 64, 4, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (64, 32, 4, 2),
     },
     ("sm_100", 96): {
         "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
-        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 64, 4, 2),
-        "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (16, 64, 4, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (64, 32, 4, 2),
     },
     ("sm_100", 128): {
         "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
-        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (32, 64, 4, 2),
+        "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (16, 64, 4, 2),
         "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
     },
     ("sm_100", 256): {
@@ -86,13 +81,8 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dkdv-plain": (32, 64, 8, 2), "dkdv-primal": (16, 64, 8, 2),
         "dq-plain": (64, 32, 8, 2), "dq-primal": (64, 16, 8, 2),
     },
-    ("sm_100", 512): {
-        "forward-plain": (32, 32, 4, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
-        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
-        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
-    },
     ("sm_80", 64): {
-        "forward-plain": (128, 64, 8, 2), "forward": (128, 64, 8, 2), "forward-many": (128, 32, 8, 2, 2),
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
         "dkdv-plain": (64, 128, 8, 2), "dkdv-primal": (32, 128, 8, 2),
         "dq-plain": (128, 64, 8, 2), "dq-primal": (128, 32, 8, 2), "dq-joint": (128, 32, 8, 2),
     },
@@ -107,19 +97,14 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
     },
     ("sm_80", 128): {
-        "forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2), "forward-many": (128, 32, 8, 2),
+        "forward-plain": (128, 64, 8, 2), "forward": (128, 16, 8, 2), "forward-many": (128, 16, 8, 2),
         "dkdv-plain": (32, 128, 8, 2), "dkdv-primal": (16, 128, 8, 2),
-        "dq-plain": (128, 32, 8, 2), "dq-primal": (64, 32, 8, 2),
+        "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 16, 8, 2),
     },
     ("sm_80", 256): {
         "forward-plain": (64, 32, 8, 2), "forward": (64, 16, 8, 2), "forward-many": (64, 16, 8, 2),
         "dkdv-plain": (16, 64, 8, 2), "dkdv-primal": (16, 32, 8, 2),
         "dq-plain": (64, 16, 8, 2), "dq-primal": (32, 16, 8, 2),
-    },
-    ("sm_80", 512): {
-        "forward-plain": (32, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
-        "dkdv-plain": (16, 16, 4, 1), "dkdv-primal": (16, 16, 4, 1),
-        "dq-plain": (16, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
     },
     ("sm_86", 64): {
         "forward-plain": (64, 32, 4, 2), "forward": (64, 32, 4, 1), "forward-many": (64, 32, 4, 1),
@@ -146,11 +131,6 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
         "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
     },
-    ("sm_86", 512): {
-        "forward-plain": (16, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
-        "dkdv-plain": (16, 16, 4, 1), "dkdv-primal": (16, 16, 4, 1),
-        "dq-plain": (16, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
-    },
     ("gfx942", 64): {
         "forward-plain": (128, 64, 4, 1), "forward": (128, 32, 8, 1), "forward-many": (128, 32, 8, 1),
         "dkdv-plain": (32, 64, 4, 1), "dkdv-primal": (16, 64, 4, 1),
@@ -176,8 +156,28 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 32, 4, 1),
         "dq-plain": (32, 16, 4, 1), "dq-primal": (32, 16, 4, 1),
     },
-    ("gfx942", 512): {
-        "forward-plain": (32, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
+    ("fp32", 64): {
+        "forward-plain": (32, 32, 4, 1), "forward": (32, 32, 4, 1), "forward-many": (32, 32, 4, 1),
+        "dkdv-plain": (32, 32, 4, 1), "dkdv-primal": (16, 32, 4, 1),
+        "dq-plain": (32, 32, 4, 1), "dq-primal": (32, 16, 4, 1),
+    },
+    ("fp32", 80): {
+        "forward-plain": (64, 16, 8, 1), "forward": (64, 16, 8, 1), "forward-many": (64, 16, 8, 1),
+        "dkdv-plain": (32, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (32, 32, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+    ("fp32", 96): {
+        "forward-plain": (64, 16, 8, 1), "forward": (64, 16, 8, 1), "forward-many": (64, 16, 8, 1),
+        "dkdv-plain": (32, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (32, 32, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+    ("fp32", 128): {
+        "forward-plain": (32, 16, 4, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
+        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
+    },
+    ("fp32", 256): {
+        "forward-plain": (16, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
         "dkdv-plain": (16, 16, 4, 1), "dkdv-primal": (16, 16, 4, 1),
         "dq-plain": (16, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
     },
@@ -192,15 +192,13 @@ _INTERPRETER = Config(32, 32, 4, 1, 2)
 
 def config_for(x: Tensor, width: int, direction: str) -> Config | None:
     """The table's row for x's device and dtype and the wider head dim; None where a joint launch is not shipped."""
-    if x.device.type == "cpu":
-        return _INTERPRETER
-    return CONFIGS.get((_arch(x.device), table_width(width, x.dtype), direction))
+    return _INTERPRETER if x.device.type == "cpu" else row(_arch(x.device), x.dtype, width, direction)
 
 
-def table_width(width: int, dtype: torch.dtype) -> int:
-    """The row of the table that serves a head dim: float32 takes the room of twice the width."""
-    room = width * (2 if dtype == torch.float32 else 1)
-    return next(w for w in WIDTHS if room <= w)
+def row(arch: str, dtype: torch.dtype, width: int, direction: str) -> Config | None:
+    """float32 has rows of its own, the same on every architecture: three TF32 products hold every operand twice."""
+    key = "fp32" if dtype == torch.float32 else arch
+    return CONFIGS.get((key, next(w for w in WIDTHS if width <= w), direction))
 
 
 @functools.cache
