@@ -10,6 +10,8 @@ from fastflow.kernels.divergence.reference import Distribution
 from fastflow.ops._jacobian import Mode, gradient
 from fastflow.ops.divergence import Estimator, Method
 
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
 
 def classifier_free_guidance(
     model: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -18,7 +20,7 @@ def classifier_free_guidance(
     scale: float,
     null_class: int | None,
     interval: tuple[float, float] = (0.0, 1.0),
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Velocity:
     """The velocity of a conditional model pushed away from the unconditional one.
 
     ``v_w(x, t) = v(x, t, ∅) + w (v(x, t, y) − v(x, t, ∅))`` for t inside the interval, ``v(x, t, y)`` outside it. Both
@@ -57,7 +59,7 @@ def classifier_free_guidance(
 
 
 def mode_guidance(
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    velocity: Velocity,
     x: Tensor,
     t: Tensor,
     *,
@@ -71,7 +73,7 @@ def mode_guidance(
 ) -> Tensor:
     """The direction in which a flow concentrates density, ``g(x, t) = ∇ₓ(−div v(x, t))``.
 
-    Added to the velocity with a weight it draws samples toward the modes: :func:`mode_seeking` does so, and
+    Added to the velocity it draws samples toward the modes: :func:`fastflow.guidance.mode_seeking` does so, and
     ``fastflow.sample_ode(..., mode_guidance=w)``.
 
     Args:
@@ -90,14 +92,16 @@ def mode_guidance(
     return _value_and_guidance(velocity, x, t, estimator)[1]
 
 
-def mode_seeking(
-    velocity: Callable[[Tensor, Tensor], Tensor], weight: float, **options: Any
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity ``v(x, t) + w g(x, t)``, with v and :func:`mode_guidance` g from one evaluation.
+def mode_seeking(velocity: Velocity, weight: float | Callable[[Tensor], Tensor], **options: Any) -> Velocity:
+    """The velocity ``v(x, t) + w (1 − t)² g(x, t)``, with v and :func:`mode_guidance` g from one evaluation.
+
+    g has the unit of v over that of x²: the factor (1 − t)², the variance of the noise still in x on a linear path,
+    makes w a pure number, best near 1. Without it g, which grows without bound toward the data, throws samples off
+    their modes in the end.
 
     Args:
         velocity: v, as for :func:`mode_guidance`.
-        weight: w; 0 is v itself.
+        weight: w; 0 is v itself. Or a function of t ``[B]`` that gives the whole factor of g, ``[B]``.
         options: keywords of :func:`mode_guidance`; the probes are the same at every time.
 
     Returns:
@@ -109,14 +113,13 @@ def mode_seeking(
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         value, g = _value_and_guidance(velocity, x, t, estimator)
-        return value + weight * g
+        factor = weight(t) if callable(weight) else weight * (1 - t).square()
+        return value + factor.to(value.dtype).view(-1, *(x.ndim - 1) * (1,)) * g
 
     return guided
 
 
-def _value_and_guidance(
-    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, estimator: Estimator
-) -> tuple[Tensor, Tensor]:
+def _value_and_guidance(velocity: Velocity, x: Tensor, t: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor]:
     def negative_divergence(x: Tensor) -> tuple[Tensor, Tensor]:
         value, samples = estimator(lambda x: velocity(x, t), x)
         return -samples.mean(0).sum(), value

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastflow.guidance import Velocity as Velocity
 from fastflow.guidance import mode_seeking
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
 Solver = Literal["euler", "midpoint", "heun", "rk4"]
 
 
@@ -23,7 +23,7 @@ def sample_ode(
     t1: float = 1.0,
     time_grid: Tensor | None = None,
     return_trajectory: bool = False,
-    mode_guidance: float = 0.0,
+    mode_guidance: float | Callable[[Tensor], Tensor] = 0.0,
 ) -> Tensor:
     """Carry x0 along ``dx/dt = v(x, t)`` from t0 to t1 in fixed steps.
 
@@ -39,8 +39,7 @@ def sample_ode(
         t1: time of the result. Where a path's velocity is singular at an end, stop inside ``path.domain``.
         time_grid: ``[num_steps + 1]`` strictly monotone times in place of num_steps, t0 and t1.
         return_trajectory: return the states at every time of the grid instead of the last one.
-        mode_guidance: weight of :func:`fastflow.mode_guidance`, by one probe, in the velocity; wrap the velocity in
-            :func:`fastflow.guidance.mode_seeking` for more probes, or the exact divergence.
+        mode_guidance: w of :func:`fastflow.guidance.mode_seeking`, which the velocity is wrapped in, with one probe.
 
     Returns:
         The state at t1, shape and dtype of x0; with return_trajectory ``[num_steps + 1, B, ...]``, x0 first.

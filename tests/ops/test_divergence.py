@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,12 +52,6 @@ def curved(A: Tensor):
     return lambda x: torch.tanh(linear(A)(x)) * (1 + x.square())
 
 
-def jacobian_traces(field, x: Tensor) -> Tensor:
-    """The trace of each sample's Jacobian by PyTorch's own jacrev."""
-    rows = [torch.func.jacrev(lambda s: field(s[None])[0])(s).reshape(s.numel(), s.numel()) for s in x]
-    return torch.stack([J.trace() for J in rows])
-
-
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
 def test_exact_divergence_of_the_mixture_flow(path):
     flow = GaussianMixtureFlow.example(path, dim=3)
@@ -90,6 +85,51 @@ def test_chunks_change_nothing(method, mode, chunk_size):
     assert torch.equal(parts.value, whole.value)
     if whole.stderr is not None:
         torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-10, atol=1e-12)
+
+
+KERNEL, WEIGHT = matrix(4).view(4, 4, 1, 1).expand(4, 4, 3, 3), matrix(6)
+NETWORKS = {
+    "layer norm": lambda x: F.layer_norm(x, x.shape[-1:]).sin(),
+    "rms norm": lambda x: F.rms_norm(x, x.shape[-1:]).sin(),
+    "group norm": lambda x: F.group_norm(x, 2).sin(),
+    "attention": lambda x: ff.attention(x, x, x.sin()),
+    "scaled dot product": lambda x: F.scaled_dot_product_attention(x, x, x.sin()),
+    "convolution": lambda x: F.conv2d(x, KERNEL, padding=1).tanh(),
+    "gelu": lambda x: F.gelu(x @ WEIGHT, approximate="tanh"),
+}
+ONCE_DIFFERENTIABLE = {"scaled dot product"}
+
+
+@modes
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_networks_are_made_of(name, recorded, mode):
+    if name in ONCE_DIFFERENTIABLE and mode == "forward":
+        pytest.skip("PyTorch has no forward mode for it")
+    field, x = NETWORKS[name], points(2, 4, 5, 6)
+    J = torch.func.vmap(torch.func.jacrev(lambda s: field(s[None])[0]))(x).reshape(2, 120, 120)
+    with torch.set_grad_enabled(recorded):
+        r = ff.divergence(field, x, method="exact", mode=mode)
+        forms = ff.divergence(field, x, num_probes=3, mode=mode)
+    torch.testing.assert_close(r.divergence, J.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-9, atol=1e-9)
+    probes = reference.probes((3, 2, 120), 0, 0, 0, "rademacher").double()
+    torch.testing.assert_close(forms.divergence, torch.einsum("kbi,bij,kbj->b", probes, J, probes) / 3)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ONCE_DIFFERENTIABLE])
+def test_gradient_through_what_networks_are_made_of(name, together):
+    """Against finite differences: fused norms and batched pulls have both lost part of this gradient in PyTorch."""
+    field, x = NETWORKS[name], points(1, 4, 5, 6).requires_grad_()
+
+    def total(x: Tensor) -> Tensor:
+        return ff.divergence(field, x, num_probes=3, chunk_size=together).divergence.sum()
+
+    (gradient,) = torch.autograd.grad(total(x), x)
+    direction, step = points(2, 4, 5, 6)[1:], 1e-5
+    with torch.no_grad():
+        slope = (total(x + step * direction) - total(x - step * direction)) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-6, abs=1e-6)
 
 
 @modes
@@ -290,13 +330,23 @@ def test_compiles_whole_with_the_chunk_loop_inside(mode, backend):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [*METHODS, {"num_probes": 2}])
-def test_compiles_with_inductor(method):
+@methods
+def test_every_method_compiles_whole(method):
     x, field = points(4, 6, dtype=torch.float32), curved(matrix(6, torch.float32))
 
     def f(x: Tensor) -> Tensor:
-        return ff.divergence(field, x, chunk_size=2, **method).divergence
+        return ff.divergence(field, x, chunk_size=3, **method).divergence
+
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    x, field = points(4, 6, dtype=torch.float32), curved(matrix(6, torch.float32))
+
+    def f(x: Tensor) -> Tensor:
+        return ff.divergence(field, x, num_probes=2).divergence
 
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(f, fullgraph=True)(x), f(x), rtol=1e-4, atol=1e-4)
@@ -357,7 +407,7 @@ def test_random_fields_show_every_probe_the_same_field():
     x = points(4, 50)
     for mode in ("forward", "reverse"):
         torch.manual_seed(0)
-        r = ff.divergence(lambda x: torch.nn.functional.dropout(x, 0.5), x, num_probes=3, mode=mode)
+        r = ff.divergence(lambda x: F.dropout(x, 0.5), x, num_probes=3, mode=mode)
         assert torch.equal(r.divergence, 2.0 * (r.value != 0).sum(1))
 
 
