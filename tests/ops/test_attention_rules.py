@@ -11,6 +11,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 from fastflow.kernels.attention import reference
 from fastflow.ops import _attention_library as library
+from fastflow.ops._attention_rules import AttentionBackwardFunction, AttentionFunction
 from fastflow.ops.attention import attention, attention_jvp
 from tests._compare import assert_close, math_attention
 
@@ -185,8 +186,24 @@ def test_mask_gradient_under_vmap_is_right() -> None:
     assert_close(grad(loss, 1)(attention, bias), grad(loss, 1)(math_attention, bias), 1e-10)
 
 
+def test_a_mask_gradient_is_never_silently_zero() -> None:
+    """Where the fused rules are reached with a mask that requires grad, each of them raises."""
+    x, mask = [y.requires_grad_() for y in primals()], draw(1, 1, NQ, NK).requires_grad_()
+    out, _ = AttentionFunction.apply(*x, mask, *OPTIONS)
+    with pytest.raises(NotImplementedError, match="attn_mask"):
+        out.sum().backward()
+    _, tangent = attention_jvp(*x, primals(seed=5)[0], attn_mask=mask)
+    with pytest.raises(NotImplementedError, match="attn_mask"):
+        tangent.sum().backward()
+    out, lse = library.attention(*primals(), mask.detach(), *OPTIONS)
+    grads = AttentionBackwardFunction.apply(out[None], *x, mask, out, lse, *OPTIONS)
+    with pytest.raises(NotImplementedError, match="attn_mask"):
+        grads[0].sum().backward()
+
+
 def test_mapped_mask() -> None:
-    x, t, masks = primals(), primals(seed=5), draw(3, 1, H, NQ, NK) > 0
+    x, t = (tuple(torch.cat((y, -y)) for y in primals(seed=seed)) for seed in (0, 5))
+    masks = draw(3, 1, H, NQ, NK) > 0  # [V, 1, H, Nq, Nk] beside a batch of two
 
     def tangent(f: Any, m: Tensor) -> Tensor:
         return jvp(lambda *y: f(*y, attn_mask=m), x, t)[1]
