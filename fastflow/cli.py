@@ -1,4 +1,4 @@
-"""The command line: ``fastflow train | sample | doctor``."""
+"""The command line: ``fastflow train | sample | likelihood | doctor``."""
 
 import importlib
 import sys
@@ -10,6 +10,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from fastflow.likelihood import LikelihoodSolver
+from fastflow.ops.divergence import Method
 from fastflow.solvers import Solver
 from fastflow.train.config import Config
 from fastflow.train.data import DataSpec
@@ -35,6 +37,8 @@ class Sample:
     """Integrator."""
     guidance: float = 1.0
     """Classifier-free guidance scale; 1 is the plain conditional model."""
+    mode_guidance: float = 0.0
+    """Weight of mode-seeking guidance; 1 draws samples toward the modes, 0 is the plain model."""
     seed: int = 0
     """Seed of the noise."""
     device: str = "auto"
@@ -48,8 +52,45 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihood of a run's own data under its model, in nats and in bits per dimension."""
+
+    run: Path
+    """Folder of the run."""
+    num: int = 1000
+    """Number of data samples, drawn at random."""
+    out: Path = Path("likelihood.png")
+    """Picture of their distribution."""
+    method: Method = "hutchinson"
+    """Divergence: by random probes, or exact."""
+    num_probes: int = 1
+    """Number of probes."""
+    steps: int = 100
+    """Solver steps; dopri5 chooses its own."""
+    solver: LikelihoodSolver = "heun"
+    """Integrator; dopri5 needs torchdiffeq."""
+    levels: int = 256
+    """Values that a pixel can take: images get uniform noise of one level."""
+    seed: int = 0
+    """Seed of the choice of samples, the noise and the probes."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        if self.out.suffix != ".png":
+            raise ValueError(f"out must end in .png, got {str(self.out)!r}")
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Print versions, devices and the backend of every op, and check each op against its reference."""
+
+
+Command = Config | Sample | Likelihood | Doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _parse(arguments: Sequence[str]) -> Config | Sample | Doctor:
+def _parse(arguments: Sequence[str]) -> Command:
     if list(arguments) == ["doctor"]:
         return Doctor()  # where something is missing, the doctor must not need it
     tyro = extra("tyro")
@@ -73,12 +114,13 @@ def _parse(arguments: Sequence[str]) -> Config | Sample | Doctor:
     commands = (
         Annotated[Config, subcommand("train")]
         | Annotated[Sample, subcommand("sample")]
+        | Annotated[Likelihood, subcommand("likelihood")]
         | Annotated[Doctor, subcommand("doctor")]
     )
     return tyro.cli(
         commands,
         prog="fastflow",
-        description="Train flow-matching models fast, and sample from them.",
+        description="Train flow-matching models fast, sample from them, and measure their likelihood.",
         args=arguments,
         config=(
             tyro.conf.PositionalRequiredArgs,
@@ -88,12 +130,14 @@ def _parse(arguments: Sequence[str]) -> Config | Sample | Doctor:
     )
 
 
-def _run(command: Config | Sample | Doctor) -> None:
+def _run(command: Command) -> None:
     if isinstance(command, Doctor):
         if failed := importlib.import_module("fastflow.doctor").main():
             raise SystemExit(failed)
     elif isinstance(command, Sample):
         _sample(command)
+    elif isinstance(command, Likelihood):
+        _likelihood(command)
     else:
         _train(command)
 
@@ -122,6 +166,7 @@ def _sample(command: Sample) -> None:
         num_steps=command.steps,
         solver=command.solver,
         guidance=command.guidance,
+        mode_guidance=command.mode_guidance,
     )
     command.out.parent.mkdir(parents=True, exist_ok=True)
     if command.out.suffix == ".png":
@@ -131,6 +176,33 @@ def _sample(command: Sample) -> None:
 
         np.savez(command.out, x=x.numpy(), y=np.full(len(x), -1) if y is None else y.numpy())
     print(f"{command.num} samples of step {run.step}: {command.out}")
+
+
+def _likelihood(command: Likelihood) -> None:
+    from fastflow.train.densities import data_densities
+    from fastflow.train.plots import plot_histogram
+    from fastflow.train.runs import choose_device, load_run
+
+    run = load_run(command.run, choose_device(command.device))
+    nats, bits, stderr = data_densities(
+        run,
+        command.num,
+        method=command.method,
+        num_probes=command.num_probes,
+        num_steps=command.steps,
+        solver=command.solver,
+        levels=command.levels,
+        seed=command.seed,
+    )
+    print(f"{'samples':20} {len(nats)} of {run.config.data}, at step {run.step}")
+    for name, values in (("nats", nats), ("bits_per_dim", bits)):
+        error = values.std(correction=min(1, len(values) - 1)) / len(values) ** 0.5
+        print(f"{name:20} {values.mean():.4f} ± {error:.4f}")
+    if stderr is not None:
+        print(f"{'probe_error':20} {stderr.mean():.4f} nats a sample, of {command.num_probes} probes")
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    plot_histogram(command.out, bits, "bits per dimension")
+    print(f"{'histogram':20} {command.out}")
 
 
 def _labels(command: Sample, spec: DataSpec) -> Tensor | None:

@@ -129,4 +129,8 @@ def _dopri5(field: Velocity, state: Tensor, t0: float, t1: float, rtol: float, a
             "torchdiffeq is not installed; solver 'dopri5' needs it: pip install 'fastflow[ode]'", name="torchdiffeq"
         ) from None
     times = torch.tensor((t0, t1), dtype=state.dtype, device=state.device)
-    return odeint(lambda t, y: field(y, t.expand(len(y))), state, times, rtol=rtol, atol=atol, method="dopri5")[-1]
+    options = {"step_t": times[1:]}  # land on t1: the field may not be defined beyond it
+    path = odeint(
+        lambda t, y: field(y, t.expand(len(y))), state, times, rtol=rtol, atol=atol, method="dopri5", options=options
+    )
+    return path[-1]

@@ -35,10 +35,11 @@ def likelihood(flow: GaussianMixtureFlow, x: Tensor, **kwargs) -> ff.likelihood.
 def test_mixture_flow_within_a_thousandth_of_a_nat_a_dimension(path):
     flow = GaussianMixtureFlow.example(path)
     x = flow.sample(200)
-    r = likelihood(flow, x, num_steps=100)
     truth = flow.log_prob(x, torch.full((200,), path.domain[1], dtype=x.dtype))
-    assert (r.log_prob - truth).abs().max() <= 2 * 1e-3
-    assert r.stderr is None
+    heun, rk4 = (likelihood(flow, x, num_steps=100, solver=s).log_prob - truth for s in ("heun", "rk4"))
+    assert heun.mean().abs() <= 2 * 1e-4
+    assert heun.square().mean().sqrt() <= 2 * 1e-3
+    assert rk4.abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
@@ -57,6 +58,7 @@ def test_dopri5_meets_its_tolerance():
     truth = flow.log_prob(x, torch.ones(50, dtype=x.dtype))
     r = likelihood(flow, x, solver="dopri5", rtol=1e-7, atol=1e-7)
     assert (r.log_prob - truth).abs().max() < 1e-5
+    assert r.stderr is None
 
 
 def test_dopri5_says_what_to_install(monkeypatch):
@@ -131,9 +133,8 @@ def test_point_and_density_come_back_differentiable():
 
 
 def test_half_precision_data_keep_an_fp32_density():
-    r = ff.log_likelihood(
-        lambda x, t: 0.1 * x, torch.ones(2, 3, 4, dtype=torch.bfloat16), num_steps=100, method="exact"
-    )
+    x = torch.ones(2, 3, 4, dtype=torch.bfloat16)
+    r = ff.log_likelihood(lambda x, t: 0.1 * x, x, num_steps=100, method="exact")
     assert r.log_prob.dtype == r.x0.dtype == torch.float32
     assert r.x0.shape == (2, 3, 4)
     expected = -6 * math.log(2 * math.pi) - 6 * math.exp(-0.2) - 1.2

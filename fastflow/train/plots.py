@@ -55,6 +55,18 @@ def plot_losses(file: Path, steps: Sequence[int], losses: Sequence[float]) -> No
     figure.savefig(file)
 
 
+def plot_histogram(file: Path, values: Tensor, name: str) -> None:
+    """A PNG of how values ``[N]`` are distributed, with their mean."""
+    figure = _figure(6.4, 3.6)
+    axes = figure.add_subplot()
+    axes.hist(values.numpy(), bins=max(10, round(len(values) ** 0.5)), color=_BLUE, alpha=0.7)
+    axes.axvline(values.mean().item(), color=_INK, linewidth=1.2, label=f"mean {values.mean().item():.3f}")
+    axes.set(xlabel=name, ylabel="samples")
+    axes.legend(frameon=False, labelcolor=_INK)
+    _style(axes)
+    figure.savefig(file)
+
+
 def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -> None:
     rows = _rows(x, y)
     names = [spec.class_names[int(label)] if label is not None else "" for label, _ in rows]

@@ -112,6 +112,7 @@ def generate(
     num_steps: int,
     solver: Solver = "heun",
     guidance: float = 1.0,
+    mode_guidance: float = 0.0,
 ) -> Tensor:
     """Samples ``[num, *shape]`` in the data's own units, on the CPU; sample i depends on the seed, i and label i alone.
 
@@ -125,6 +126,7 @@ def generate(
         num_steps: solver steps.
         solver: see :func:`fastflow.sample_ode`.
         guidance: classifier-free guidance scale.
+        mode_guidance: weight of mode-seeking guidance.
 
     Raises:
         ValueError: guidance without labels or without a null class.
@@ -140,7 +142,16 @@ def generate(
         if y is not None:
             labels = y[index].to(device)
             velocity = classifier_free_guidance(model, labels, scale=guidance, null_class=model.null_class)
-        parts.append(sample_ode(velocity, noise[index], num_steps=num_steps, solver=solver, t0=low, t1=high).cpu())
+        x = sample_ode(
+            velocity,
+            noise[index],
+            num_steps=num_steps,
+            solver=solver,
+            t0=low,
+            t1=high,
+            mode_guidance=mode_guidance,
+        )
+        parts.append(x.cpu())
     return to_data_units(torch.cat(parts), spec)
 
 

@@ -20,6 +20,8 @@ class Stream(IntEnum):
     SPLIT = 7
     SAMPLES = 8
     CLASSIFIER = 9
+    DEQUANTISATION = 10
+    PROBES = 11
 
     def at(self, step: int) -> int:
         """The generator's offset for this purpose at this step, batch or epoch: ``stream << 48 | step``."""
