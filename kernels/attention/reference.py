@@ -175,7 +175,7 @@ def dual_backward(
     dtangents = (dtq_, [dR[..., -D:] for dR in dR_] if want_tk else [], dcolumns)
     return (
         *(_unfold(dx, x) for dx, x in zip((dq_, dk_, dv_), (q, k, v))),
-        *(torch.stack([_unfold(dx, x) for dx in dxs]) if dxs else None for dxs, x in zip(dtangents, likes)),
+        *(_stacked([_unfold(dx, x) for dx in dxs]) if dxs else None for dxs, x in zip(dtangents, likes)),
     )
 
 
@@ -253,7 +253,11 @@ def _fold_each(x: Tensor | None, groups: int, num: int, dtype: torch.dtype | Non
 
 
 def _unfold(x: Tensor, like: Tensor) -> Tensor:
-    return x.to(like.dtype).reshape(like.shape)
+    return x.to(like.dtype).reshape(like.shape).contiguous()
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
 
 
 def _columns(*parts: Tensor | None) -> Tensor | None:
