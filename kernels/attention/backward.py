@@ -164,7 +164,7 @@ def _run(kernel, direction: str, x: _Problem, outputs: Outputs) -> None:
         else:
             programs = batch * heads * triton.cdiv(nq, config.block_m)
         kernel[(programs,)](
-            *rows, x.mask, x.lse, x.c, x.a, x.mu, *outputs, x.scale,
+            *rows, x.mask, x.lse, x.c, x.a, x.mu, *outputs, float(x.scale),
             *(_launch.strides(y, align) for y in rows), _launch.strides(x.mask, 1), heads, nq, nk,
             GROUP=heads // heads_k, HEAD_DIM=D, VALUE_DIM=Dv, CAUSAL=x.is_causal, ADD=x.add,
             ALIGN=align, PRECISION=_launch.dot_precision(x.q), BLOCK_M=config.block_m, BLOCK_N=config.block_n,

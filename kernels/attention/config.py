@@ -162,12 +162,12 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dq-plain": (32, 32, 4, 1), "dq-primal": (32, 16, 4, 1),
     },
     ("fp32", 80): {
-        "forward-plain": (64, 16, 8, 1), "forward": (64, 16, 8, 1), "forward-many": (64, 16, 8, 1),
+        "forward-plain": (64, 16, 8, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
         "dkdv-plain": (32, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
         "dq-plain": (32, 32, 4, 1), "dq-primal": (16, 16, 4, 1),
     },
     ("fp32", 96): {
-        "forward-plain": (64, 16, 8, 1), "forward": (64, 16, 8, 1), "forward-many": (64, 16, 8, 1),
+        "forward-plain": (64, 16, 8, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
         "dkdv-plain": (32, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
         "dq-plain": (32, 32, 4, 1), "dq-primal": (16, 16, 4, 1),
     },

@@ -177,7 +177,7 @@ def dual_forward(
             of_group = [None if x is None else x[first:] for x in (tq, tk, tv, t_out, mu)]
             primal = (out, lse) if first == 0 else (None, None)
             _dual_forward_kernel[(B * Hq * groups * blocks,)](
-                q, k, v, *of_group[:3], mask, primal[0], of_group[3], primal[1], of_group[4], scale,
+                q, k, v, *of_group[:3], mask, primal[0], of_group[3], primal[1], of_group[4], float(scale),
                 *(_launch.strides(x, align) for x in (q, k, v, tq, tk, tv)), _launch.strides(mask, 1),
                 Hq, Hq // Hk, Nq, Nk, groups,
                 HEAD_DIM=D, VALUE_DIM=Dv, TANGENTS=size, CAUSAL=is_causal,
