@@ -74,6 +74,19 @@ def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "r
 
 def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "reference"], str | None]:
     """The implementation that is asked for, and what speaks against Triton: with ``"triton"``, why it cannot serve."""
+    wanted = requested(backend)
+    if wanted == "reference":
+        return "reference", None if backend == wanted else "FASTFLOW_BACKEND=reference"
+    reason = why_not_triton(*tensors)
+    if wanted == "triton":
+        return "triton", reason
+    if reason is None and tensors and all(x.device.type == "cpu" for x in tensors):
+        reason = "the tensors are on the CPU; the interpreter is for tests, ask for it with backend='triton'"
+    return ("triton" if reason is None else "reference"), reason
+
+
+def requested(backend: str) -> str:
+    """What the caller asks for, or the process where the caller leaves it open."""
     names = ", ".join(map(repr, get_args(Backend)))
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {names}, got {backend!r}")
@@ -81,16 +94,7 @@ def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "referenc
         backend = os.environ.get("FASTFLOW_BACKEND", "auto")
         if backend not in get_args(Backend):
             raise ValueError(f"FASTFLOW_BACKEND must be one of {names}, got {backend!r}")
-        if backend == "reference":
-            return "reference", "FASTFLOW_BACKEND=reference"
-    if backend == "reference":
-        return "reference", None
-    reason = why_not_triton(*tensors)
-    if backend == "triton":
-        return "triton", reason
-    if reason is None and tensors and all(x.device.type == "cpu" for x in tensors):
-        reason = "the tensors are on the CPU; the interpreter is for tests, ask for it with backend='triton'"
-    return ("triton" if reason is None else "reference"), reason
+    return backend
 
 
 @torch.compiler.assume_constant_result

@@ -38,6 +38,20 @@ def test_the_environment_decides_for_auto_only(monkeypatch):
         _backend.resolve("auto", "test", X)
 
 
+def test_plain_attention_is_pytorchs_own_unless_the_process_says_otherwise(monkeypatch):
+    from fastflow.ops import _attention_aten
+
+    calls = []
+    monkeypatch.setattr(_attention_aten, "supports", lambda *_: bool(calls.append(1)))
+    q = torch.randn(1, 1, 4, 8)
+    ff.attention(q, q, q)
+    assert calls
+    calls.clear()
+    monkeypatch.setenv("FASTFLOW_BACKEND", "reference")
+    ff.attention(q, q, q)
+    assert not calls
+
+
 @CPU_ONLY
 def test_triton_that_cannot_serve_says_why(monkeypatch):
     monkeypatch.setattr(_backend, "interpreted", lambda: False)

@@ -153,7 +153,7 @@ def _kernels(backend: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Callable[..
 
 
 def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str) -> bool:
-    return backend == "auto" and aten.supports(q, k, v, mask, is_causal)
+    return _backend.requested(backend) == "auto" and aten.supports(q, k, v, mask, is_causal)
 
 
 def _full_precision(x: Tensor) -> torch.autocast:
