@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ def trained_digits() -> ff.nn.DiT:
     """A small DiT of the 8 x 8 digits in [-1, 1]."""
     from fastflow.train.data import load_data
 
+    pytest.importorskip("sklearn")
     data = load_data("digits")
 
     def batch(step: int) -> tuple[Tensor, Tensor | None]:

@@ -29,6 +29,7 @@ def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Pro
     "forward" (the family's README has the measurements); a field without a forward mode is then taken in reverse.
     together: the usual K.
     """
+    _check_recording()
     if mode == "auto":
         mode = _choose(x)
         if mode == "forward" and not torch.compiler.is_compiling():
@@ -37,8 +38,6 @@ def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Pro
 
 
 def _choose(x: Tensor) -> Mode:
-    if _records_nothing():
-        return "forward"
     return "reverse" if x.device.type == "cpu" or torch.is_grad_enabled() else "forward"
 
 
@@ -62,7 +61,6 @@ def _forward(field: Field, x: Tensor) -> Products:
 
 
 def _reverse(field: Field, x: Tensor, together: int) -> Products:
-    _check_recording()
     field = _checked(field)
     if _on_the_tape(x, together):
         leaf, value = _record(field, x)
@@ -89,14 +87,10 @@ def _forward_or_reverse(field: Field, x: Tensor, together: int) -> Products:
     return products
 
 
-def _records_nothing() -> bool:
-    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
-
-
 def _check_recording() -> None:
-    """Raise where the gradient would be zero, whatever is asked for."""
-    if _records_nothing():
-        raise RuntimeError("reverse mode does not work under torch.inference_mode(): use torch.no_grad()")
+    """Inference mode records nothing, whatever is asked for: a gradient would be zero, a tangent is refused."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        raise RuntimeError("there are no derivatives under torch.inference_mode(): use torch.no_grad()")
 
 
 def _on_the_tape(x: Tensor, together: int = 1) -> bool:

@@ -86,6 +86,7 @@ def divergence(
         TypeError: x, probes or the field's value is not a floating point tensor.
         ValueError: an unknown method, distribution or mode; num_probes or chunk_size below 1; probes of another shape;
             a field that changes the shape or, if checked, couples samples; a backend that cannot serve.
+        RuntimeError: under ``torch.inference_mode()``, where PyTorch has no derivatives.
 
     Source: Hutchinson, Commun. Stat. Simul. Comput. 18 (1989); Grathwohl et al., 1810.01367, eq. 8;
     hutch++: Meyer et al., 2010.09649, algorithm 1.

@@ -27,6 +27,10 @@ STREAM = (3, 1 << 40)
 both = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 
 
+def randn(shape, device):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
 def drawn(shape, distribution, device, dtype=torch.float32, first=1, **scale):
     return probes_module.probes(shape, *STREAM, first, distribution, dtype, device, **scale)
 
@@ -74,7 +78,7 @@ def test_probes_far_into_a_stream(distribution, device):
 @both
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_reduction_draws_the_probes_again(shape, distribution, device):
-    products = torch.randn(shape, device=device)
+    products = randn(shape, device)
     dots = reduce_module.dots(products, *STREAM, 1, distribution, torch.float32)
     wanted = (products.double() * expected(shape, distribution, device).double()).reshape(*shape[:2], -1).sum(2)
     assert dots.dtype == torch.float32
@@ -84,15 +88,17 @@ def test_reduction_draws_the_probes_again(shape, distribution, device):
 
 @both
 def test_reduction_of_half_precision_products_uses_the_rounded_probes(distribution, device):
-    products = torch.randn(3, 5, 777, device=device).half()
+    products = randn((3, 5, 777), device).half()
     dots = reduce_module.dots(products, *STREAM, 1, distribution, torch.float16)
     probes = expected((3, 5, 777), distribution, device, torch.float16)
-    torch.testing.assert_close(dots, reference.dots(products, probes), rtol=1e-5, atol=1e-4)
+    wanted = reference.dots(products, probes)
+    one_ulp = 2e-3 if distribution == "gaussian" else 1e-4  # a normal beside a rounding boundary may fall either way
+    torch.testing.assert_close(dots, wanted, rtol=1e-5, atol=one_ulp)
 
 
 @both
 def test_reduction_of_strided_products(distribution, device):
-    products = torch.randn(4, 6, 9, device=device).permute(1, 2, 0)[:, ::2]
+    products = randn((4, 6, 9), device).permute(1, 2, 0)[:, ::2]
     dots = reduce_module.dots(products, *STREAM, 1, distribution, torch.float32)
     wanted = reference.dots(products, expected(products.shape, distribution, device))
     torch.testing.assert_close(dots, wanted, rtol=1e-5, atol=1e-5)
@@ -102,7 +108,7 @@ def test_reduction_of_strided_products(distribution, device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scaled_probes_are_the_adjoint_of_the_reduction(shape, distribution, device):
     """⟨c, D p⟩ = ⟨Dᵀ c, p⟩ in float64 of the kernels' own numbers."""
-    products, c = torch.randn(shape, device=device), torch.randn(shape[:2], device=device)
+    products, c = randn(shape, device), randn(shape[:2], device)
     scaled = drawn(shape, distribution, device, scale=c, out_dtype=torch.float32)
     dots = reduce_module.dots(products, *STREAM, 1, distribution, torch.float32)
     left, right = (c.double() * dots.double()).sum(), (scaled.double() * products.double()).sum()
@@ -163,7 +169,7 @@ def test_nothing_outside_the_output_is_written(distribution, device, monkeypatch
 
 
 def test_the_same_input_gives_the_same_bits(device):
-    products = torch.randn(2, 3, 5000, device=device)
+    products = randn((2, 3, 5000), device)
     first = reduce_module.dots(products, *STREAM, 0, "rademacher", torch.float32)
     for _ in range(3):
         assert torch.equal(first, reduce_module.dots(products, *STREAM, 0, "rademacher", torch.float32))
