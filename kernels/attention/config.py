@@ -33,7 +33,7 @@ DIRECTIONS = (
 _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     ("sm_90", 64): {
         "forward-plain": (128, 128, 8, 3), "forward": (128, 64, 8, 3), "forward-many": (128, 32, 8, 3, 2),
-        "dkdv-plain": (64, 128, 8, 3), "dkdv-primal": (32, 128, 8, 3), "dkdv-joint": (32, 128, 8, 3),
+        "dkdv-plain": (64, 128, 8, 3), "dkdv-primal": (32, 128, 8, 3), "dkdv-joint": (32, 128, 8, 2),
         "dq-plain": (128, 64, 8, 3), "dq-primal": (128, 64, 8, 3), "dq-joint": (128, 64, 8, 3),
     },
     ("sm_90", 80): {
