@@ -1,5 +1,6 @@
 """Models trained for a few seconds, where a test needs one that has learned something."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +27,7 @@ def train(model: nn.Module, batch: Batch, steps: int) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+@functools.cache
 def trained_points(name: str) -> nn.Module:
     """A velocity of one of the two-dimensional sets."""
     from fastflow.train.points import draw
@@ -34,6 +36,7 @@ def trained_points(name: str) -> nn.Module:
     return train(ff.nn.VelocityMLP(2), lambda step: (draw(name, 512, 0, step), None), 600)
 
 
+@functools.cache
 def trained_digits() -> ff.nn.DiT:
     """A small DiT of the 8 x 8 digits in [-1, 1]."""
     from fastflow.train.data import load_data
