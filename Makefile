@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .PHONY: demo test test-fast lint bench bench-gpu compile-report clean
 
 demo: $(VENV)/.train
-	$(BIN)/fastflow train --data digits --steps 2000 --batch-size 128 --seed 0 --overwrite --out runs/demo
+	$(BIN)/fastflow train --data digits --steps 1500 --batch-size 128 --seed 0 --overwrite --out runs/demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
