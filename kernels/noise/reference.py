@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _CHUNK = 1 << 14  # counters at a time: the working set stays in the cache
@@ -23,13 +23,13 @@ def philox_4x32(counter: np.ndarray, seed: int) -> np.ndarray:
 
     counter: uint32 ``[4, n]``; the key is the low and the high half of ``seed``. Returns uint32 ``[4, n]``.
     """
-    c0, c1, c2, c3 = counter
+    even, odd = counter[0::2], counter[1::2]  # [2, n]: words (0, 2) and words (1, 3)
     for r in range(_ROUNDS):
-        k0, k1 = (np.uint32((seed >> 32 * i) + r * step & _WORD) for i, step in enumerate(_KEY_STEPS))
-        low0, high0 = _multiply(c0, _MULTIPLIERS[0])
-        low1, high1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-    return np.stack((c0, c1, c2, c3))
+        key = np.array([[(seed >> 32 * i) + r * step & _WORD] for i, step in enumerate(_KEY_STEPS)], dtype=np.uint32)
+        product = np.multiply(even, _MULTIPLIERS, dtype=np.uint64)
+        low, high = np.moveaxis(product.view("<u4").reshape(2, -1, 2), 2, 0)
+        even, odd = high[::-1] ^ odd ^ key, low[::-1]
+    return np.stack((even, odd), axis=1).reshape(4, -1)
 
 
 def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
@@ -58,12 +58,6 @@ def uniform(numel: int, seed: int, offset: int) -> Tensor:
         return torch.from_numpy(top.astype(np.float32)).add_(0.5).mul_(2.0**-23)
 
     return _in_chunks(0, numel, draw)
-
-
-def _multiply(word: np.ndarray, multiplier: int) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high half of the 64-bit product."""
-    product = np.multiply(word, np.uint64(multiplier), dtype=np.uint64)
-    return product.astype(np.uint32), (product >> np.uint64(32)).astype(np.uint32)
 
 
 def _box_muller(word: np.ndarray) -> Tensor:
