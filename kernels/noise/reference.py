@@ -24,8 +24,8 @@ def philox_4x32(counter: np.ndarray, seed: int) -> np.ndarray:
     counter: uint32 ``[4, n]``; the key is the low and the high half of ``seed``. Returns uint32 ``[4, n]``.
     """
     even, odd = counter[0::2], counter[1::2]  # [2, n]: words (0, 2) and words (1, 3)
-    for r in range(_ROUNDS):
-        key = np.array([[(seed >> 32 * i) + r * step & _WORD] for i, step in enumerate(_KEY_STEPS)], dtype=np.uint32)
+    keys = [[[(seed >> 32 * i) + r * step & _WORD] for i, step in enumerate(_KEY_STEPS)] for r in range(_ROUNDS)]
+    for key in np.array(keys, dtype=np.uint32):
         product = np.multiply(even, _MULTIPLIERS, dtype=np.uint64)
         low, high = np.moveaxis(product.view("<u4").reshape(2, -1, 2), 2, 0)
         even, odd = high[::-1] ^ odd ^ key, low[::-1]
