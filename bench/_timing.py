@@ -1,29 +1,101 @@
-"""Timing two ways of doing one thing in turn, A B A B, so that a drifting machine moves both."""
+"""Timing several ways of doing one thing in turn, A B A B, so that a drifting machine moves all of them."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
+Seconds = dict[str, list[float]]
+_L2_BYTES = 256 << 20  # above any GPU's second-level cache
 
-def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3) -> dict[str, list[float]]:
-    """Seconds a call, round by round, of every way."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+
+class Percentiles(NamedTuple):
+    """Milliseconds."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3) -> Seconds:
+    """Seconds a call, round by round, of every way: by CUDA events after a flush of L2 on a GPU, else by the clock."""
+    clock = _CudaClock() if torch.cuda.is_available() else _wall_clock
+    seconds: Seconds = {name: [] for name in ways}
     for round_ in range(-warmup, rounds):
         for name, call in ways.items():
-            synchronize()
-            start = time.perf_counter()
-            call()
-            synchronize()
+            elapsed = clock(call)
             if round_ >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return seconds
+
+
+def captured(call: Callable[[], object], warmup: int = 3) -> Callable[[], object]:
+    """``call`` as a CUDA graph: what is left of its time without Python and launches."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()  # the graph writes into these tensors: they live as long as it
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
+
+
+def rounds_for(call: Callable[[], object], seconds: float, least: int = 5, most: int = 100) -> int:
+    """How many calls fit into ``seconds``, within bounds."""
+    call()
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return max(least, min(most, int(seconds / (time.perf_counter() - start))))
+
+
+def percentiles(seconds: list[float]) -> Percentiles:
+    cuts = statistics.quantiles(seconds, n=10, method="inclusive")
+    return Percentiles(*(1e3 * s for s in (cuts[1], statistics.median(seconds), cuts[7])))
 
 
 def ratio(seconds: Mapping[str, list[float]], of: str, to: str) -> float:
     """Median over the rounds of ``of / to``: below 1, the first is faster."""
     return statistics.median(a / b for a, b in zip(seconds[of], seconds[to], strict=True))
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _wall_clock(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class _CudaClock:
+    """Seconds on the GPU between two events, the L2 cache emptied before the first."""
+
+    def __init__(self) -> None:
+        self.flushed = torch.empty(_L2_BYTES, dtype=torch.int8, device="cuda")
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        self.flushed.zero_()
+        torch.cuda.synchronize()
+        self.start.record()
+        call()
+        self.end.record()
+        self.end.synchronize()
+        return 1e-3 * self.start.elapsed_time(self.end)
 
 
 def report(title: str, seconds: Mapping[str, list[float]], baseline: str) -> str:
@@ -33,8 +105,3 @@ def report(title: str, seconds: Mapping[str, list[float]], baseline: str) -> str
         for name, times in seconds.items()
     ]
     return "\n".join([title, *rows])
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
