@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-KEY = ("device", "op", "mode", "shape", "dtype", "implementation", "launch")
+KEY = ("device", "op", "mode", "shape", "dtype", "implementation", "launch", "config")
 Row = dict[str, Any]
 
 
@@ -64,8 +64,9 @@ def read(device: str | None = None) -> list[Row]:
     return list({key(row): row for row in rows}.values())
 
 
-def key(row: Row) -> tuple[Any, ...]:
-    return tuple(tuple(v) if isinstance(v := row[name], list) else v for name in KEY)
+def key(row: Row) -> tuple[str, ...]:
+    """What makes two rows measurements of the same thing; only a kernel's row has a ``config``."""
+    return tuple(json.dumps(row.get(name), sort_keys=True) for name in KEY)
 
 
 def _output(*command: str) -> str:
