@@ -3,12 +3,16 @@
     python -m bench.compile_report                  # all families: print the table, write bench/results/compile_*
     python -m bench.compile_report attention        # the rows of one family
     python -m bench.compile_report --case REGEX     # compile the cases that match, print rows as JSON, write nothing
+    python -m bench.compile_report --case REGEX --tile 64,64,4,3  # at this BLOCK_M, BLOCK_N, warps, stages instead
 
 A family takes part by a ``compile_cases.py`` (kernels/_compile.py). Registers and spills come from cuobjdump, part of
-Triton's own package. A spill count may only shrink: a run that would raise one writes nothing, unless --allow-growth.
+Triton's own package; rows of sm_90 carry their instruction budget (bench/_budget.py), printed last and written to
+bench/results/instruction_budget.md. A spill count may only shrink: a run that would raise one writes nothing, unless
+--allow-growth.
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -23,8 +27,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bench import _budget, _rows, instruction_budget
+
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = ROOT / "bench" / "results" / "compile_report.jsonl"
+ROWS = instruction_budget.ROWS
 TABLE = ROWS.with_suffix(".md")
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 TENSOR_MEMORY_LIMIT = 512
@@ -63,8 +69,9 @@ def measure(family: str, case: Any) -> dict[str, Any]:
     target = GPUTarget("cuda", int(case.arch[3:]), 32) if nvidia else GPUTarget("hip", case.arch, 64)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(_source(case), target=target, options=options)
-    facts = _nvidia_facts(compiled.asm["cubin"]) if nvidia else _amd_facts(compiled.asm["amdgcn"])
-    return {
+    usage, sass = _disassembly(compiled.asm["cubin"]) if nvidia else ("", "")
+    facts = _nvidia_facts(usage, sass) if nvidia else _amd_facts(compiled.asm["amdgcn"])
+    row = {
         "family": family,
         "case": case.name,
         "arch": case.arch,
@@ -76,6 +83,9 @@ def measure(family: str, case: Any) -> dict[str, Any]:
         "triton": triton.__version__,
         "source": source_hash(family),
     }
+    if case.arch == "sm_90":
+        row["budget"] = _budget.budget(case, sass, row["registers"], row["shared"])
+    return row
 
 
 def faults(case: Any, row: dict[str, Any]) -> list[str]:
@@ -116,12 +126,16 @@ def _source(case: Any) -> Any:
     return ASTSource(case.kernel, signature, constexprs=constants, attrs=attrs)
 
 
-def _nvidia_facts(cubin: bytes) -> dict[str, Any]:
+def _disassembly(cubin: bytes) -> tuple[str, str]:
+    """What cuobjdump prints of the resources and of the instructions."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _cuobjdump("-res-usage", file.name)
-        ops = Counter(_SASS_OP.findall(_cuobjdump("-sass", file.name)))
+        return _cuobjdump("-res-usage", file.name), _cuobjdump("-sass", file.name)
+
+
+def _nvidia_facts(usage: str, sass: str) -> dict[str, Any]:
+    ops = Counter(_SASS_OP.findall(sass))
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "spills": ops["LDL"] + ops["STL"],
@@ -148,6 +162,17 @@ def _tool() -> str:
 
 def _cuobjdump(option: str, path: str) -> str:
     return subprocess.run([_tool(), option, path], check=True, capture_output=True, text=True).stdout
+
+
+def _tile(text: str) -> tuple[int, int, int, int]:
+    block_m, block_n, num_warps, num_stages = map(int, text.split(","))
+    return block_m, block_n, num_warps, num_stages
+
+
+def _tiled(case: Any, tile: tuple[int, int, int, int]) -> Any:
+    block_m, block_n, num_warps, num_stages = tile
+    constants = {**case.constants, "BLOCK_M": block_m, "BLOCK_N": block_n}
+    return dataclasses.replace(case, constants=constants, num_warps=num_warps, num_stages=num_stages)
 
 
 _work: list[tuple[str, Any]] = []  # inherited by the forked workers: kernels cannot be pickled
@@ -185,13 +210,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", default=families())
     parser.add_argument("--case", help="regular expression on 'family case arch': print JSON rows, write nothing")
+    parser.add_argument(
+        "--tile", action="append", type=_tile, metavar="M,N,WARPS,STAGES", help="with --case: not the table's"
+    )
     parser.add_argument("--allow-growth", action="store_true", help="write even where a spill count grew")
     args = parser.parse_args()
+    if args.tile and not args.case:
+        parser.error("--tile needs --case")
 
     work = [(family, case) for family in args.families for case in cases(family)]
     if args.case:
         pattern = re.compile(args.case)
         work = [(f, c) for f, c in work if pattern.search(f"{f} {c.name} {c.arch}")]
+        if args.tile:
+            work = [(f, _tiled(c, tile)) for f, c in work for tile in args.tile]
     rows = measure_all(work)
     broken = [fault for (_, case), row in zip(work, rows) for fault in faults(case, row)]
     if args.case:
@@ -202,11 +234,13 @@ def main() -> int:
         broken += [f"{r['family']} {r['case']} {r['arch']}: spills grew to {r['spills']}" for r in grown]
         kept = [r for r in committed_rows() if r["family"] in set(families()) - set(args.families)]
         rows = sorted(kept + rows, key=lambda r: r["family"])
-        print(table(rows))
+        budgets = instruction_budget.report(rows, _rows.read())
+        print(table(rows), budgets, sep="\n")
         if not grown or args.allow_growth:
             ROWS.parent.mkdir(exist_ok=True)
             ROWS.write_text("".join(json.dumps(r) + "\n" for r in rows))
             TABLE.write_text(table(rows))
+            instruction_budget.TABLE.write_text(budgets, encoding="utf-8")
     print("\n".join(broken), file=sys.stderr)
     return 1 if broken else 0
 
