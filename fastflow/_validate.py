@@ -47,11 +47,10 @@ def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -
             raise ValueError(f"t must be on the device of x1, {like.device}, got {t.device}")
     low, high = path.domain
     if readable(t):
-        values = plain(t)
-        if bool(((values < low) | (values > high) | values.isnan()).any()):
+        least, most = plain(t).aminmax()
+        if not (least >= low and most <= high):  # compared in t's dtype; NaN is in no interval
             raise ValueError(
-                f"t must lie in the domain [{low}, {high}] of {path}, got values in "
-                f"[{values.min().item()}, {values.max().item()}]"
+                f"t must lie in the domain [{low}, {high}] of {path}, got values in [{least.item()}, {most.item()}]"
             )
     t = t.to(torch.promote_types(t.dtype, torch.float32))
     return t if like is None or t.ndim == 1 else t.expand(like.shape[0])

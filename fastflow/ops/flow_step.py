@@ -130,7 +130,9 @@ def flow_matching_loss(
     else:
         pred, *operands = complete_tangents(pred, x1, _tensor(x0, x1), _tensor(z, x1))
         target = reference.affine(operands, coefficients)
-        loss = reference.squared_error(pred, target, per_sample=weight is not None or reduction == "none")
+        if weight is None and reduction != "none" and x1.numel():
+            return reference.squared_error(pred, target, reduction)
+        loss = reference.squared_error(pred, target, "none")
     if weight is not None:
         loss, weight = complete_tangents(loss, weight)
         loss = loss * weight

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,9 @@ from fastflow import _backend
 from fastflow.kernels.noise import reference
 
 _LIMIT = 1 << 63
-_RECENT_NUMEL = 1 << 22  # 16 MiB
+_KEPT_NUMEL = 1 << 22  # 16 MiB
+_DRAWN_TOGETHER = 1 << 15  # numbers: up to here, a CPU's time is in NumPy's calls and not in the arithmetic
+_MOST_TOGETHER = 64  # offsets
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def uniform(
 ) -> Tensor:
     """Uniforms on the open interval (0, 1), the same on every device; arguments as for :class:`GaussianNoise`."""
     check_stream(seed, offset)
-    return reference.uniform(math.prod(shape), seed, offset).view(*shape).to(device=device, dtype=dtype)
+    return torch.ops.fastflow.uniform(list(shape), seed, offset, dtype, torch.device(device))
 
 
 def permutation(num: int, seed: int, offset: int = 0) -> Tensor:
@@ -88,17 +90,31 @@ def _gaussian(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, 
 
         out = gaussian(numel, seed, offset, dtype, device)
     else:
-        draw = _recent if numel <= _RECENT_NUMEL else reference.gaussian
-        out = draw(numel, seed, offset).to(device=device, dtype=dtype, copy=True)
+        out = _stream(reference.gaussians, numel, seed, offset).to(device=device, dtype=dtype, copy=True)
     return out.view(shape)
 
 
-@functools.lru_cache(maxsize=2)
-def _recent(numel: int, seed: int, offset: int) -> Tensor:
-    """On a CPU a training step draws its noise for x_t and again for the loss: the second draw is a copy."""
-    return reference.gaussian(numel, seed, offset)
+@torch.library.custom_op("fastflow::uniform", mutates_args=())
+def _uniform(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    drawn = _stream(reference.uniforms, math.prod(shape), seed, offset)
+    return drawn.to(device=device, dtype=dtype, copy=True).view(shape)
 
 
 @_gaussian.register_fake
+@_uniform.register_fake
 def _(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _stream(draw: Callable[[int, int, int, int], Tensor], numel: int, seed: int, offset: int) -> Tensor:
+    """``draw`` of one offset, fp32 ``[numel]``, not to be written to. Drawn and kept together with its neighbours."""
+    if numel > _KEPT_NUMEL:
+        return draw(numel, seed, offset, 1)[0]
+    count = min(_MOST_TOGETHER, max(1, _DRAWN_TOGETHER // max(1, numel)))
+    return _streams(draw, numel, seed, offset // count * count, count)[offset % count]
+
+
+@functools.lru_cache(maxsize=3)
+def _streams(draw: Callable[[int, int, int, int], Tensor], numel: int, seed: int, first: int, count: int) -> Tensor:
+    """A training step draws its noise for x_t and again for the loss, and the next step takes the next offset."""
+    return draw(numel, seed, first, count)

@@ -21,11 +21,12 @@ def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient]) -> 
     return total
 
 
-def squared_error(pred: Tensor, target: Tensor, per_sample: bool = True) -> Tensor:
-    """``sum_j (pred - target)_bj^2``, ``[B]``, or its sum over b, at least in fp32. target: from :func:`affine`."""
+def squared_error(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+    """``sum_j (pred - target)_bj^2``, ``[B]``, or the sum or the mean of all squares, at least in fp32. target: from
+    :func:`affine`."""
     dtype = torch.promote_types(accumulation_dtype(pred), target.dtype)
-    error = F.mse_loss(pred.to(dtype), target.to(dtype), reduction="none" if per_sample else "sum")
-    return row_sum(error) if per_sample else error
+    error = F.mse_loss(pred.to(dtype), target.to(dtype), reduction=reduction)
+    return row_sum(error) if reduction == "none" else error
 
 
 def row_sum(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Counter-based random numbers on the CPU: the definition that every kernel must reproduce.
 
 A draw is a pure function of ``(seed, offset, element index)``; README.md beside this file says which. The integer part
-is NumPy because uint32 is a native type there.
+is NumPy, which multiplies and shifts unsigned numbers; words stay in uint64 so that no call has to convert.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,21 +16,27 @@ _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _CHUNK = 1 << 14  # counters at a time: the working set stays in the cache
-_WORD = 0xFFFFFFFF
+_WORD = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
 
 
 def philox_4x32(counter: np.ndarray, seed: int) -> np.ndarray:
     """Philox-4x32-10 (Salmon et al., SC 2011, section 4): four words for each counter.
 
-    counter: uint32 ``[4, n]``; the key is the low and the high half of ``seed``. Returns uint32 ``[4, n]``.
+    counter: 32-bit words, ``[4, n]``; the key is the low and the high half of ``seed``. Returns uint64 ``[4, n]``, the
+    high halves zero.
     """
-    even, odd = counter[0::2], counter[1::2]  # [2, n]: words (0, 2) and words (1, 3)
-    keys = [[[(seed >> 32 * i) + r * step & _WORD] for i, step in enumerate(_KEY_STEPS)] for r in range(_ROUNDS)]
-    for key in np.array(keys, dtype=np.uint32):
-        product = np.multiply(even, _MULTIPLIERS, dtype=np.uint64)
-        low, high = np.moveaxis(product.view("<u4").reshape(2, -1, 2), 2, 0)
-        even, odd = high[::-1] ^ odd ^ key, low[::-1]
-    return np.stack((even, odd), axis=1).reshape(4, -1)
+    words = np.array(counter, dtype=np.uint64)
+    even, odd = words[0::2], words[1::2]  # [2, n]: words (0, 2) and words (1, 3)
+    product = np.empty(even.shape, dtype=np.uint64)
+    swapped = product[::-1]
+    for key in _round_keys(seed):
+        np.multiply(even, _MULTIPLIERS, out=product)
+        np.right_shift(swapped, _HALF, out=even)
+        np.bitwise_xor(even, odd, out=even)
+        np.bitwise_xor(even, key, out=even)
+        np.bitwise_and(swapped, _WORD, out=odd)
+    return words
 
 
 def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
@@ -38,41 +45,69 @@ def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
     Element i is word ``i % 4`` of counter ``(i // 4, offset)``, each half of the counter low word first.
     """
     first = start // 4
-    group = np.arange(first, -(-stop // 4), dtype=np.uint64)
-    counter = np.empty((4, group.size), dtype=np.uint32)
-    counter[:2] = group & np.uint64(_WORD), group >> np.uint64(32)
-    counter[2:] = [[offset & _WORD], [offset >> 32]]
-    return philox_4x32(counter, seed).T.reshape(-1)[start - 4 * first : stop - 4 * first]
+    drawn = philox_4x32(_counters(first, -(-stop // 4), offset, 1), seed)
+    return drawn.T.astype(np.uint32).reshape(-1)[start - 4 * first : stop - 4 * first]
 
 
 def gaussian(numel: int, seed: int, offset: int, start: int = 0) -> Tensor:
     """Standard normals of elements ``start ...`` by Box-Muller, fp32 ``[numel]``, computed in fp64 and rounded once."""
-    return _in_chunks(start, start + numel, lambda low, high: _box_muller(words(low, high, seed, offset)).flatten())
+    return _streams(_box_muller, start, start + numel, seed, offset, 1)[0]
 
 
-def uniform(numel: int, seed: int, offset: int) -> Tensor:
-    """Uniforms on the open interval (0, 1), ``(top 23 bits + 1/2) / 2^23``, fp32 ``[numel]``."""
-
-    def draw(start: int, stop: int) -> Tensor:
-        top = words(start, stop, seed, offset) >> np.uint32(9)
-        return torch.from_numpy(top.astype(np.float32)).add_(0.5).mul_(2.0**-23)
-
-    return _in_chunks(0, numel, draw)
+def gaussians(numel: int, seed: int, offset: int, count: int) -> Tensor:
+    """:func:`gaussian` of the offsets ``offset .. offset + count - 1``, fp32 ``[count, numel]``."""
+    return _streams(_box_muller, 0, numel, seed, offset, count)
 
 
-def _box_muller(word: np.ndarray) -> Tensor:
-    """Pairs of words to pairs of normals, in fp64 throughout: uint32 ``[2 m]`` to ``[m, 2]``."""
-    radius = torch.from_numpy((word[0::2] | np.uint32(1)).astype(np.float32).astype(np.float64))
-    angle = torch.from_numpy(word[1::2] * (2.0 * math.pi / 2**32))
+def uniforms(numel: int, seed: int, offset: int, count: int) -> Tensor:
+    """Uniforms on the open interval (0, 1), ``(top 23 bits + 1/2) / 2^23``, of ``count`` offsets, fp32
+    ``[count, numel]``."""
+    return _streams(_unit_interval, 0, numel, seed, offset, count)
+
+
+def _box_muller(words: np.ndarray) -> Tensor:
+    """Words (0, 1) and (2, 3) to two pairs of normals, in fp64 until the last store: ``[4, n]`` to ``[n, 4]``."""
+    word = torch.from_numpy(words.view(np.int64))
+    radius = (word[0::2] | 1).to(torch.float32).to(torch.float64)
     radius.mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-    return torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=1)
+    angle = word[1::2].to(torch.float64).mul_(2.0 * math.pi / 2**32)
+    normals = torch.empty(words.shape[1], 2, 2)
+    cosines, sines = normals.permute(2, 1, 0)
+    torch.mul(angle.cos(), radius, out=cosines)
+    torch.mul(angle.sin_(), radius, out=sines)
+    return normals.view(-1, 4)
 
 
-def _in_chunks(start: int, stop: int, draw: Callable[[int, int], Tensor]) -> Tensor:
-    """``draw(low, high)`` over whole groups of four, chunk by chunk, cut to ``start .. stop - 1``."""
-    first = start // 4 * 4
-    out = torch.empty(-(-stop // 4) * 4 - first)
-    for low in range(0, out.numel(), 4 * _CHUNK):
-        high = min(low + 4 * _CHUNK, out.numel())
-        out[low:high] = draw(first + low, first + high)
-    return out[start - first : stop - first]
+def _unit_interval(words: np.ndarray) -> Tensor:
+    return torch.from_numpy((words.T >> np.uint64(9)).astype(np.float32)).add_(0.5).mul_(2.0**-23)
+
+
+def _streams(
+    transform: Callable[[np.ndarray], Tensor], start: int, stop: int, seed: int, offset: int, count: int
+) -> Tensor:
+    """``transform(words)`` for elements ``start .. stop - 1`` of ``count`` offsets: fp32 ``[count, stop - start]``."""
+    first, last = start // 4, -(-stop // 4)
+    out = torch.empty(count, last - first, 4)
+    step = max(1, _CHUNK // count)
+    for low in range(first, last, step):
+        high = min(low + step, last)
+        drawn = transform(philox_4x32(_counters(low, high, offset, count), seed))
+        out[:, low - first : high - first] = drawn.view(count, -1, 4)
+    return out.view(count, -1)[:, start - 4 * first : stop - 4 * first]
+
+
+def _counters(first: int, last: int, offset: int, count: int) -> np.ndarray:
+    """Counters ``(group, offset)`` of groups ``first .. last - 1`` for each of ``count`` offsets: ``[4, count n]``."""
+    group = np.arange(first, last, dtype=np.uint64)
+    stream = np.arange(count, dtype=np.uint64)[:, None] + np.uint64(offset)
+    counter = np.empty((4, count, last - first), dtype=np.uint64)
+    counter[0], counter[1] = group & _WORD, group >> _HALF
+    counter[2], counter[3] = stream & _WORD, stream >> _HALF
+    return counter.reshape(4, -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _round_keys(seed: int) -> np.ndarray:
+    """The key of every round, ``[10, 2, 1]``."""
+    keys = [[[(seed >> 32 * i) + r * step & 0xFFFFFFFF] for i, step in enumerate(_KEY_STEPS)] for r in range(_ROUNDS)]
+    return np.array(keys, dtype=np.uint64)

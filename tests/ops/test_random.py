@@ -55,7 +55,17 @@ def test_bad_streams_are_named(make, error, message):
         make()
 
 
-def test_drawing_compiles_and_does_not_recompile_for_every_offset():
+def test_a_draw_is_the_callers_to_change():
+    for draw in (lambda: ff.GaussianNoise(4, 9).materialize((5,)), lambda: uniform((5,), 4, 9)):
+        expected = draw().clone()
+        draw().zero_()
+        assert torch.equal(draw(), expected)
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda k: ff.GaussianNoise(1, k).materialize((3, 5)), lambda k: uniform((3, 5), 1, k)], ids=["n", "u"]
+)
+def test_drawing_compiles_and_does_not_recompile_for_every_offset(draw):
     torch._dynamo.reset()
     count = 0
 
@@ -64,12 +74,13 @@ def test_drawing_compiles_and_does_not_recompile_for_every_offset():
         count += 1
         return graph.forward
 
-    drawn = torch.compile(lambda x, k: x + ff.GaussianNoise(1, k).materialize(x.shape), fullgraph=True, backend=backend)
+    drawn = torch.compile(lambda x, k: x + draw(k), fullgraph=True, backend=backend)
     for k in range(3, 9):
-        assert torch.equal(drawn(torch.zeros(3, 5), k), ff.GaussianNoise(1, k).materialize((3, 5)))
+        assert torch.equal(drawn(torch.zeros(3, 5), k), draw(k))
     assert count <= 2
 
 
 def test_the_op_is_well_formed():
     args = ([3, 5], 1, 2, torch.float32, torch.device("cpu"))
     torch.library.opcheck(torch.ops.fastflow.gaussian.default, args)
+    torch.library.opcheck(torch.ops.fastflow.uniform.default, args)

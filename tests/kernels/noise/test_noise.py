@@ -60,7 +60,7 @@ def test_kernel_and_reference_agree_far_into_the_stream(first, seed, offset, dev
     assert bits.tolist() == expected.tolist()
     normals = torch.empty(64, device=device)
     _normals_kernel[(1,)](normals, first, seed, offset)
-    torch.testing.assert_close(normals.cpu(), reference._box_muller(expected).flatten().float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(normals.cpu(), reference.gaussian(64, seed, offset, 4 * first), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("numel", [0, 1, 3, 4, 5, 2047, 2048, 2049, 100_003])
@@ -70,11 +70,11 @@ def test_materialised_normals_agree_to_1e_6_relative(numel, device):
 
 
 def test_extreme_words_give_finite_normals_of_full_range():
-    words = np.array([0, 0, 0xFFFFFFFF, 0, 1, 1 << 30, 0xFFFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
+    words = np.array([[0, 0, 0xFFFFFFFF, 0], [1, 1 << 30, 0xFFFFFFFF, 0xFFFFFFFF]], dtype=np.uint64).T
     z = reference._box_muller(words)
     assert z.isfinite().all()
     assert z[0, 0].item() == pytest.approx(np.sqrt(2 * 32 * np.log(2)))  # the largest radius, 6.66
-    assert z[1].abs().max().item() == 0.0
+    assert z[0, 2:].abs().max().item() == 0.0
 
 
 def test_a_draw_depends_on_seed_offset_and_index_alone():
@@ -90,6 +90,17 @@ def test_chunks_do_not_change_the_numbers(monkeypatch):
     assert torch.equal(reference.gaussian(1001, 1, 2), expected)
 
 
+@pytest.mark.parametrize("draw", ["gaussians", "uniforms"])
+@pytest.mark.parametrize(("numel", "offset"), [(1, 0), (7, 5), (4096, (1 << 32) - 2), (33, (1 << 63) - 1)])
+def test_offsets_drawn_together_are_those_drawn_alone(draw, numel, offset, monkeypatch):
+    monkeypatch.setattr(reference, "_CHUNK", 1000)
+    together = getattr(reference, draw)(numel, 3, offset, 3)
+    alone = [getattr(reference, draw)(numel, 3, offset + i, 1)[0] for i in range(3)]
+    assert torch.equal(together, torch.stack(alone))
+    if draw == "gaussians":
+        assert torch.equal(together[0], reference.gaussian(numel, 3, offset))
+
+
 def test_normals_are_normal():
     z = reference.gaussian(1 << 20, 2026, 1).double()
     n = z.numel()
@@ -103,7 +114,7 @@ def test_normals_are_normal():
 
 
 def test_uniforms_are_inside_the_open_interval_and_uniform():
-    u = reference.uniform(1 << 18, 7, 0)
+    u = reference.uniforms(1 << 18, 7, 0, 1)[0]
     assert u.min() > 0
     assert u.max() < 1
     grid = torch.linspace(0, 1, 101)
