@@ -4,24 +4,26 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from bench._case import Case, verify
+from bench._case import Case, Verdict, verify
 from bench._memory import peak_bytes
 from bench._rows import Row, machine
 from bench._timing import captured, interleaved, percentiles, ratio, rounds_for
 from bench.roofline import roof
 
-SECONDS = 1.0  # timed for each way, about
+CUDA = torch.cuda.is_available()
+SECONDS = 0.2 if CUDA else 1.0  # timed for each way, about
+MOST_ROUNDS = 30 if CUDA else 100
 
 
 def measure(case: Case) -> list[Row]:
     """A row for each way, and on a GPU a second one for its CUDA graph; a wrong result raises and is not timed."""
-    errors = verify(case)
-    calls = {name: way.call for name, way in case.ways.items()}
+    verdict = verify(case)
+    calls = {name: case.ways[name].call for name in verdict.errors}
     memory = {name: peak_bytes(call) for name, call in calls.items()}
-    rows = _timed(case, "eager", calls, errors, memory)
-    if torch.cuda.is_available():
+    rows = _timed(case, "eager", calls, verdict, memory)
+    if CUDA and case.graph:
         graphs = {name: graph for name, call in calls.items() if (graph := _graph(call))}
-        rows += _timed(case, "graph", graphs, errors, memory)
+        rows += _timed(case, "graph", graphs, verdict, memory)
     return rows
 
 
@@ -29,14 +31,15 @@ def _timed(
     case: Case,
     launch: str,
     calls: Mapping[str, Callable[[], object]],
-    errors: Mapping[str, float],
+    verdict: Verdict,
     memory: Mapping[str, int],
 ) -> list[Row]:
     if not calls:
         return []
-    rounds = min(rounds_for(call, SECONDS) for call in calls.values())
-    seconds = interleaved(calls, rounds)
+    rounds = min(rounds_for(call, SECONDS, case.least_rounds, MOST_ROUNDS) for call in calls.values())
+    seconds = interleaved(calls, rounds, warmup=1)
     limit, baseline = roof(case.dtype), case.baseline if case.baseline in calls else next(iter(calls))
+    left_out = [f"{name}: {reason}" for name, reason in verdict.left_out.items()]
     rows = []
     for name in calls:
         times = percentiles(seconds[name])
@@ -61,8 +64,8 @@ def _timed(
                 "roof_tflops": _short(limit.flops_per_second / 1e12),
                 "roof_gbps": _short(limit.bytes_per_second / 1e9),
                 "peak_mb": _short(memory[name] / 2**20),
-                "error": float(f"{errors[name]:.1e}"),
-                "note": case.note,
+                "error": float(f"{verdict.errors[name]:.1e}"),
+                "note": "; ".join(filter(None, [case.note, *left_out])),
                 **machine(),
             }
         )
@@ -70,11 +73,15 @@ def _timed(
 
 
 def _graph(call: Callable[[], object]) -> Callable[[], object] | None:
-    """None where a way cannot be captured: it reads a value back, or allocates outside the pool."""
+    """None where a way cannot be captured: it does not fit beside the other graphs, or needs the CPU after all."""
     try:
         return captured(call)
     except RuntimeError:
+        # a failed capture may leave its stream current and the generator waiting for the capture's end
+        torch.cuda.set_stream(torch.cuda.default_stream())
         torch.cuda.synchronize()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
         return None
 
 

@@ -96,12 +96,3 @@ class _CudaClock:
         self.end.record()
         self.end.synchronize()
         return 1e-3 * self.start.elapsed_time(self.end)
-
-
-def report(title: str, seconds: Mapping[str, list[float]], baseline: str) -> str:
-    """A table row a way: median milliseconds, and how often as fast as the baseline."""
-    rows = [
-        f"  {name:<28} {1e3 * statistics.median(times):9.3f} ms   {1 / ratio(seconds, name, baseline):6.2f} x"
-        for name, times in seconds.items()
-    ]
-    return "\n".join([title, *rows])

@@ -1,8 +1,9 @@
-"""``record``: measures a case, shows its ratios, and with --record keeps the rows. pytest-benchmark keeps the rest."""
+"""``record``: measures a case, shows its rows, and with --record keeps them. pytest-benchmark keeps the rest."""
 
 import pytest
 
 from bench import _rows
+from bench._case import is_own
 from bench._measure import measure
 
 
@@ -19,15 +20,21 @@ def record(benchmark, request):
         rows = measure(case)
         if request.config.getoption("--record"):
             _rows.append(rows)
-        benchmark.group = case.title
         benchmark.extra_info["rows"] = rows
-        own = next(name for name in reversed(case.ways) if name.startswith("fastflow"))
-        benchmark.pedantic(case.ways[own].call, rounds=3, warmup_rounds=1)
+        own = next(name for name in reversed(case.ways) if is_own(name))
+        benchmark.pedantic(case.ways[own].call, rounds=3)
         with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n{case.title}")
-            for r in rows:
-                print(f"  {r['implementation']:<28} {r['launch']:<6} {r['ms']:9.3f} ms {r['times_as_fast']:6.2f} x")
-            for name, reason in case.skipped.items():
-                print(f"  {name:<28} left out: {reason}")
+            print("\n" + shown(case.title, rows))
 
     return run
+
+
+def shown(title, rows):
+    """A table: how long, how often as fast as the baseline, how far from the roof, how much memory, how wrong."""
+    lines = [
+        f"  {r['implementation']:<22} {r['launch']:<6} {r['ms']:10.3f} ms {r['times_as_fast']:6.2f} x"
+        f" {r['roof_share']:6.1%} of {r['bound']:<5} {r['peak_mb']:9.1f} MiB  error {r['error']:.0e}"
+        for r in rows
+    ]
+    notes = [f"  {note}" for note in {r["note"]: None for r in rows} if note]
+    return "\n".join([title, *lines, *notes])

@@ -1,126 +1,255 @@
 """Attention with its derivatives against PyTorch's math backend, and plain attention against PyTorch's fastest.
 
-    pytest bench/test_attention.py                  # pytest-benchmark's own table
-    python -m bench.test_attention                  # ratios of interleaved rounds, and peak memory
+Modes: plain ones, and those with tangents of query, key and value, one or several at a time. Of the latter, "plain
+backward" is MeanFlow's, where the tangent is detached, and "joint backward" that of terminal velocity matching (TVM),
+where the gradient flows through the tangent too. A plain mode at the shape of one with tangents is the yardstick: what
+flash attention takes without them.
 
-What is timed is first compared with float64 at the timed shape. The bars, on two cores: joint at N = 1024 at least 2.5
-times as fast as math with at most a quarter of its memory; no case slower; plain within 5 % of PyTorch.
+The bars, on two CPU cores: joint at N = 1024 at least 2.5 times as fast as math with at most a quarter of its memory;
+no case slower; plain within 5 % of PyTorch. On a GPU: the grids of TVM (D = 128), of DiT-XL (D = 72) and of
+jvp-flash-attention (D = 64, float16, masks).
+
+The truth is math attention in float64, or fastflow's blocked reference in float64 where that does not fit.
 """
 
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastflow as ff
-from bench._timing import interleaved, report
+from bench import roofline
+from bench._case import Case, Way
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SHAPES = [(2, 6, 64, 64), (2, 6, 256, 64), (2, 6, 1024, 64)]
-TOLERANCE = 1e-5
-Ways = dict[str, Callable[[], object]]
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+FLOAT64_SCORES = 1 << (26 if CUDA else 24)  # numbers in a float64 score matrix
+FORWARD, BACKWARD = "forward", "forward + backward"
+JVP, MEANFLOW, TVM = "forward + jvp", "forward + jvp + plain backward", "forward + jvp + joint backward"
+MODES = {FORWARD: "none", BACKWARD: "plain", JVP: "none", MEANFLOW: "plain", TVM: "joint"}
+Attention = Callable[..., Tensor]
+Pair = Callable[..., tuple[Tensor, Tensor]]  # query, key, value and their tangents: O and tO
 
 
-def math_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Problem:
+    mode: str
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    mask: str = "none"
+    tangents: int = 1
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        mask = {"none": "", "causal": "causal"}.get(self.mask, f"{self.mask} mask")
+        return ", ".join(filter(None, [self.mode, mask, f"{self.tangents} tangents" * (self.tangents > 1)]))
+
+    @property
+    def has_tangents(self) -> bool:
+        return "jvp" in self.mode
+
+
+def on_cpu() -> Iterable[Problem]:
+    for n in (64, 256, 1024):
+        for mode in (BACKWARD, TVM):
+            yield Problem(mode, (2, 6, n, 64))
+    for n in (256, 1024):
+        for mode in (FORWARD, JVP, MEANFLOW):
+            yield Problem(mode, (2, 6, n, 64))
+    for mask in ("causal", "bool", "additive"):
+        yield Problem(TVM, (2, 6, 256, 64), mask=mask)
+    for k in (4, 16):
+        yield Problem(JVP, (2, 6, 256, 64), tangents=k)
+    yield Problem(TVM, (2, 6, 256, 64), tangents=4)
+    yield Problem(TVM, (2, 6, 256, 64), torch.bfloat16)
+    yield Problem(TVM, (2, 16, 256, 72), compiled=True)
+
+
+def on_gpu() -> Iterable[Problem]:
+    for n in (128, 256, 512, 1024, 2048, 4096, 8192, 16384):
+        for mode in MODES:
+            yield Problem(mode, (1, 24, n, 128), torch.bfloat16, compiled=n == 4096 and mode == TVM)
+    for n in (256, 1024):
+        for mode in MODES:
+            yield Problem(mode, (64, 16, n, 72), torch.bfloat16, compiled=n == 256 and mode == TVM)
+    for k in (4, 16):
+        for mode in (JVP, TVM):
+            yield Problem(mode, (2, 12, 1024, 64), torch.float16, tangents=k)
+    for mask in ("none", "causal", "bool", "additive"):
+        for n in (32, 64, 128, 256, 512, 1024, 2048):
+            for mode in MODES if mask in ("none", "causal") else (BACKWARD, JVP, TVM):
+                yield Problem(mode, (2, 12, n, 64), torch.float16, mask)
+    yield Problem(TVM, (2, 12, 1024, 64), torch.float32)
+
+
+def math_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, is_causal=is_causal)
 
 
-JOINT = {"math": math_attention, "fastflow": ff.attention}
-PLAIN = {"torch": F.scaled_dot_product_attention, "fastflow": ff.attention}
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: None, is_causal: bool) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
 
 
-def joint(attend: Callable[..., Tensor], x: list[Tensor]) -> list[Tensor]:
-    """Forward with tangents, and the gradients of primals and tangents. x: six inputs and two cotangents."""
-    leaves = [y.detach().requires_grad_() for y in x[:6]]
-    outs = torch.func.jvp(attend, tuple(leaves[:3]), tuple(leaves[3:]))
-    return [*outs, *torch.autograd.grad(outs, leaves, x[6:])]
+def jvp_flash_attention(p: Problem) -> tuple[Attention | None, str]:
+    """The package's attention, or None and why it takes no part."""
+    if not CUDA:
+        return None, "needs a GPU"
+    if p.mode == TVM:
+        return None, "detaches the tangent"
+    if p.tangents > 1:
+        return None, "takes one tangent"
+    if p.mask == "additive":
+        return None, "scales an additive mask with the scores"
+    try:
+        from jvp_flash_attention.jvp_attention import JVPAttn
+    except ImportError:
+        return None, "not installed"
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        mask = None if attn_mask is None else attn_mask.expand(*query.shape[:2], *attn_mask.shape)
+        return JVPAttn.fwd_dual(query, key, value, attn_mask=mask, causal=is_causal, verify_attn_mask=False)
+
+    return attend, ""
 
 
-def plain(attend: Callable[..., Tensor], x: list[Tensor]) -> list[Tensor]:
-    """Forward, and the gradients of query, key and value."""
-    leaves = [y.detach().requires_grad_() for y in x[:3]]
-    out = attend(*leaves)
-    return [out, *torch.autograd.grad(out, leaves, x[6])]
+@dataclass(frozen=True)
+class Inputs:
+    """Query, key and value; their tangents, with K in front where there are several; cotangents of O and tO; a mask."""
+
+    primals: list[Tensor]
+    tangents: list[Tensor]
+    grad_out: Tensor
+    grad_tangent: Tensor
+    mask: Tensor | None
+    is_causal: bool
+
+    @staticmethod
+    def draw(p: Problem) -> "Inputs":
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape).to(DEVICE, p.dtype)
+
+        many, n = ((p.tangents,) if p.tangents > 1 else ()), p.shape[2]
+        mask = {"bool": lambda: draw(n, n) > -1, "additive": lambda: draw(n, n)}.get(p.mask, lambda: None)()
+        if p.mask == "bool":
+            mask.fill_diagonal_(True)
+        primals, tangents = [draw(*p.shape) for _ in range(3)], [draw(*many, *p.shape) for _ in range(3)]
+        return Inputs(primals, tangents, draw(*p.shape), draw(*many, *p.shape), mask, p.mask == "causal")
+
+    def double(self) -> "Inputs":
+        mask = self.mask if self.mask is None or self.mask.dtype == torch.bool else self.mask.double()
+        primals, tangents = ([x.double() for x in xs] for xs in (self.primals, self.tangents))
+        return Inputs(primals, tangents, self.grad_out.double(), self.grad_tangent.double(), mask, self.is_causal)
 
 
-def inputs(shape: tuple[int, ...]) -> list[Tensor]:
+def pair(attend: Attention, x: Inputs, tangents: int) -> Pair:
+    """O and its tangents by ``torch.func.jvp``; several share one evaluation by ``vmap``."""
+    masked = functools.partial(attend, attn_mask=x.mask, is_causal=x.is_causal)
+
+    def one(q: Tensor, k: Tensor, v: Tensor, *t: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(masked, (q, k, v), t)
+
+    def many(q: Tensor, k: Tensor, v: Tensor, *t: Tensor) -> tuple[Tensor, Tensor]:
+        out, t_out = vmap(lambda *t: jvp(masked, (q, k, v), t))(*t)
+        return out[0], t_out
+
+    return many if tangents > 1 else one
+
+
+def run_plain(attend: Attention, x: Inputs, backward: str) -> list[Tensor]:
+    primals = x.primals if backward == "none" else _leaves(x.primals)
+    out = attend(*primals, attn_mask=x.mask, is_causal=x.is_causal)
+    return [out] if backward == "none" else [out, *torch.autograd.grad(out, primals, x.grad_out)]
+
+
+def run_dual(pair: Pair, x: Inputs, backward: str) -> list[Tensor]:
+    if backward == "none":
+        return list(pair(*x.primals, *x.tangents))
+    primals = _leaves(x.primals)
+    if backward == "plain":
+        out, t_out = pair(*primals, *x.tangents)
+        return [out, t_out.detach(), *torch.autograd.grad(out, primals, x.grad_out)]
+    leaves = [*primals, *_leaves(x.tangents)]
+    outs = pair(*leaves)
+    return [*outs, *torch.autograd.grad(outs, leaves, (x.grad_out, x.grad_tangent))]
+
+
+def attention_case(p: Problem) -> Case:
+    x, backward = Inputs.draw(p), MODES[p.mode]
+    attends, compiled, skipped = contenders(p)
+
+    def work(attend: Attention, x: Inputs, compiled: bool = False) -> Callable[[], list[Tensor]]:
+        if not p.has_tangents:
+            return functools.partial(run_plain, attend, x, backward)
+        both = pair(attend, x, p.tangents)
+        return functools.partial(run_dual, torch.compile(both, dynamic=False) if compiled else both, x, backward)
+
+    def truth() -> list[Tensor]:
+        b, h, n, _ = p.shape
+        fits = b * h * n * n * (1 + p.tangents) <= 2 * FLOAT64_SCORES
+        return work(math_attention if fits else functools.partial(ff.attention, backend="reference"), x.double())()
+
+    half = p.dtype != torch.float32
+    return Case(
+        op="attention",
+        mode=p.name,
+        shape=p.shape,
+        dtype=p.dtype,
+        ways={name: Way(work(attend, x, name in compiled)) for name, attend in attends.items()},
+        truth=truth,
+        budget=torch.finfo(p.dtype).eps if half else 1e-5,
+        factor=(2 if p.mode == FORWARD else 3) if half else math.inf,
+        floor=roofline.attention(
+            p.shape,
+            p.dtype,
+            tangents=p.tangents if p.has_tangents else 0,
+            backward=backward,
+            is_causal=x.is_causal,
+            mask_bytes=0 if x.mask is None else x.mask.nbytes,
+        ),
+        skipped=skipped,
+    )
+
+
+def contenders(p: Problem) -> tuple[dict[str, Attention], set[str], dict[str, str]]:
+    """The implementations, the baseline first; those to be compiled; those that cannot take part, and why."""
+    if not p.has_tangents:
+        flash = not CUDA or (p.mask in ("none", "causal") and p.dtype != torch.float32)
+        theirs = {"flash": flash_attention if CUDA else F.scaled_dot_product_attention} if flash else {}
+        if CUDA:
+            theirs["sdpa"] = F.scaled_dot_product_attention  # whatever PyTorch chooses
+        return {**theirs, "fastflow": ff.attention}, set(), {}
+    theirs, why_not = jvp_flash_attention(p)
+    ways = {
+        "math": math_attention,
+        **({"math compiled": math_attention} if p.compiled else {}),
+        **({} if theirs is None else {"jvp-flash-attention": theirs}),
+        "fastflow": ff.attention,
+        **({"fastflow compiled": ff.attention} if p.compiled else {}),
+    }
+    return ways, {"math compiled", "fastflow compiled"}, {"jvp-flash-attention": why_not} if theirs is None else {}
+
+
+def _leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [y.detach().requires_grad_() for y in tensors]
+
+
+def _id(p: Problem) -> str:
+    return f"{p.name} {list(p.shape)} {str(p.dtype).removeprefix('torch.')}"
+
+
+@pytest.mark.parametrize("problem", list(on_gpu() if CUDA else on_cpu()), ids=_id)
+def test_attention(record, problem):
     torch.manual_seed(0)
-    return [torch.randn(shape, device=DEVICE) for _ in range(8)]
-
-
-def ways(work: Callable[..., list[Tensor]], shape: tuple[int, ...]) -> Ways:
-    """The calls to time, after refusing wrong results."""
-    x, contenders = inputs(shape), JOINT if work is joint else PLAIN
-    truth = work(math_attention, [y.double() for y in x])
-    for name, attend in contenders.items():
-        for got, want in zip(work(attend, x), truth, strict=True):
-            error = (got.double() - want).norm() / want.norm()
-            assert error <= TOLERANCE, f"{name}: relative error {error:.1e}"
-    return {name: lambda attend=attend: work(attend, x) for name, attend in contenders.items()}
-
-
-def peak_memory(name: str, shape: tuple[int, ...]) -> int:
-    """Bytes by which one joint pass raises the peak of a fresh process, or of the GPU."""
-    command = [sys.executable, "-m", "bench.test_attention", "memory", name, *map(str, shape)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _measure_memory(name: str, shape: tuple[int, ...]) -> int:
-    joint(JOINT[name], inputs((1, 1, 8, 8)))
-    x = inputs(shape)
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        joint(JOINT[name], x)
-        return torch.cuda.max_memory_allocated() - before
-    before = _resident_peak()
-    joint(JOINT[name], x)
-    return _resident_peak() - before
-
-
-def _resident_peak() -> int:
-    """Bytes. Not getrusage's: that number outlives exec, and starts at the parent's."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
-@pytest.mark.parametrize("way", list(JOINT))
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_joint(benchmark, shape, way):
-    benchmark.group = f"forward with tangents and joint backward {shape}"
-    benchmark(ways(joint, shape)[way])
-
-
-@pytest.mark.parametrize("way", list(PLAIN))
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_plain(benchmark, shape, way):
-    benchmark.group = f"forward and backward {shape}"
-    benchmark(ways(plain, shape)[way])
-
-
-def main() -> None:
-    print(f"{DEVICE}, torch {torch.__version__}, {torch.get_num_threads()} threads; x = times as fast as the first\n")
-    for shape in SHAPES:
-        rounds = 10 if shape[2] > 512 else 60
-        print(
-            report(f"forward with tangents and joint backward {shape}", interleaved(ways(joint, shape), rounds), "math")
-        )
-        print(report(f"forward and backward {shape}", interleaved(ways(plain, shape), rounds), "torch"))
-    memory = {name: peak_memory(name, SHAPES[-1]) for name in JOINT}
-    print(f"peak memory of a joint pass {SHAPES[-1]}")
-    for name, size in memory.items():
-        print(f"  {name:<28} {size / 2**20:9.1f} MiB  {size / memory['math']:6.2f} of math")
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["memory"]:
-        print(_measure_memory(sys.argv[2], tuple(map(int, sys.argv[3:]))))
-    else:
-        main()
+    record(attention_case(problem))

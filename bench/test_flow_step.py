@@ -1,11 +1,13 @@
-"""The flow step against eager PyTorch: noise, interpolation, target, loss and its gradient; then a whole training step.
+"""The flow step against plain PyTorch: what surrounds the model's call in training, and a whole training step.
 
-    pytest bench/test_flow_step.py                  # pytest-benchmark's own table
-    python -m bench.test_flow_step                  # ratios of interleaved rounds
-
-What is timed is first compared with float64 at the timed shape.
+A flow step is x_t, then the loss of a given prediction and its gradient. The compiled baseline is two functions, x_t
+and the loss, because a model stands between them. Noise is given, or drawn in each call, by fastflow as a function of
+the step. The bar: a training step of the demo's DiT is no slower than in eager PyTorch.
 """
 
+import copy
+import functools
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -14,109 +16,172 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastflow as ff
-from bench._timing import interleaved, report
+from bench import roofline
+from bench._case import Case, Way
+from bench._models import digits_dit, labels
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+PATH = ff.paths.CondOT()
 SHAPES = [(256, 4, 32, 32), (64, 16, 64, 64), (4096, 1024)]
 DTYPES = [torch.float32, torch.bfloat16]
-PATH = ff.paths.CondOT()
-Ways = dict[str, Callable[[], object]]
+COMPILED = SHAPES if CUDA else SHAPES[:1]  # on a CPU most of the suite's time would go into compiling
+BATCH = 128
+Step = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def step_ways(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool) -> Ways:
-    """The flow step alone. The prediction stands in for a model: ``x_t`` times a parameter-like tensor."""
-    x1, factor, given = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(3))
-    factor.requires_grad_()
-    t = torch.rand(shape[0], device=DEVICE)
-    rows = (-1, *(1,) * (len(shape) - 1))
-    step = 0
-
-    def fastflow() -> tuple[Tensor, Tensor]:
-        nonlocal step
-        step += 1
-        x0 = ff.GaussianNoise(0, step) if drawn else given
-        pred = ff.interpolate(x0, x1, t, path=PATH) * factor
-        loss = ff.flow_matching_loss(pred, x0, x1, t, path=PATH)
-        return loss, torch.autograd.grad(loss, factor)[0]
-
-    def eager() -> tuple[Tensor, Tensor]:
-        x0 = torch.randn_like(x1) if drawn else given
-        pred = torch.lerp(x0, x1, t.to(dtype).view(rows)) * factor
-        loss = F.mse_loss(pred, x1 - x0)
-        return loss, torch.autograd.grad(loss, factor)[0]
-
-    check_step(x1, factor, t, given)
-    return {"eager": eager, "fastflow": fastflow}
+def eager_position(x0: Tensor | None, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    x0 = torch.randn_like(x1) if x0 is None else x0
+    return x0, torch.lerp(x0, x1, t.to(x1.dtype).view(-1, *(1,) * (x1.ndim - 1)))
 
 
-def check_step(x1: Tensor, factor: Tensor, t: Tensor, x0: Tensor) -> None:
-    """Refuse to time a wrong result: the loss and its gradient at this shape against float64."""
-    a, f, s = (x.detach().double() for x in (x1, factor, x0))
-    f.requires_grad_()
-    time = t.double().view(-1, *(1,) * (x1.ndim - 1))
-    truth = F.mse_loss(torch.lerp(s, a, time) * f, a - s)
-    loss = ff.flow_matching_loss(ff.interpolate(x0, x1, t, path=PATH) * factor, x0, x1, t, path=PATH)
-    tolerance = 8 * torch.finfo(x1.dtype).eps
-    for got, want in ((loss, truth), (*torch.autograd.grad(loss, factor), *torch.autograd.grad(truth, f))):
-        error = (got.double() - want).norm() / want.norm()
-        assert error <= tolerance, f"relative error {error:.1e}"
+def eager_loss(pred: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
+    return F.mse_loss(pred, x1 - x0)
 
 
-def training_ways() -> Ways:
-    """A training step of the digits DiT, batch 128, written with fastflow's ops and with eager PyTorch."""
-    torch.manual_seed(0)
-    model = ff.nn.DiT(8, 2, 1, hidden_size=128, depth=3, num_heads=4, num_classes=10).to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
-    x1 = torch.randn(128, 1, 8, 8, device=DEVICE)
-    y = torch.randint(10, (128,), device=DEVICE)
-    step = 0
+def plain_step(position: Callable, loss: Callable) -> Step:
+    def step(x1: Tensor, x0: Tensor | None, t: Tensor, pred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x0, xt = position(x0, x1, t)
+        value = loss(pred, x0, x1)
+        return xt, value, torch.autograd.grad(value, pred)[0]
 
-    def update(loss: Tensor) -> None:
+    return step
+
+
+def fastflow_step(x1: Tensor, x0: ff.GaussianNoise | Tensor, t: Tensor, pred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    xt = ff.interpolate(x0, x1, t, path=PATH)
+    loss = ff.flow_matching_loss(pred, x0, x1, t, path=PATH)
+    return xt, loss, torch.autograd.grad(loss, pred)[0]
+
+
+def flow_matching_step() -> Step | None:
+    """The same with the ``flow_matching`` package, where it is installed; it draws no noise itself."""
+    try:
+        from flow_matching.path import CondOTProbPath
+    except ImportError:
+        return None
+    path = CondOTProbPath()
+
+    def step(x1: Tensor, x0: Tensor | None, t: Tensor, pred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sample = path.sample(x_0=torch.randn_like(x1) if x0 is None else x0, x_1=x1, t=t)
+        loss = F.mse_loss(pred, sample.dx_t.to(pred.dtype))
+        return sample.x_t, loss, torch.autograd.grad(loss, pred)[0]
+
+    return step
+
+
+def step_case(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool) -> Case:
+    x1, given, pred = (torch.randn(shape).to(DEVICE, dtype) for _ in range(3))
+    pred.requires_grad_()
+    t = torch.rand(shape[0]).to(DEVICE)
+    noise = ff.GaussianNoise(0)
+    x0 = noise.materialize(shape, device=DEVICE) if drawn else given
+    offsets = itertools.count(1)
+
+    def way(step: Step) -> Way:
+        check = functools.partial(step, x1, x0.to(dtype), t, pred)
+        return Way(functools.partial(step, x1, None, t, pred), check) if drawn else Way(check)
+
+    def draw() -> tuple[Tensor, ...]:
+        return fastflow_step(x1, ff.GaussianNoise(0, next(offsets)), t, pred)
+
+    def truth() -> tuple[Tensor, ...]:
+        leaf = pred.detach().double().requires_grad_()
+        return plain_step(eager_position, eager_loss)(x1.double(), x0.double(), t.double(), leaf)
+
+    ways, skipped = {"eager": way(plain_step(eager_position, eager_loss))}, {}
+    if shape in COMPILED:
+        compiled = (torch.compile(f, dynamic=False) for f in (eager_position, eager_loss))
+        ways["compiled"] = way(plain_step(*compiled))
+    if (theirs := flow_matching_step()) is not None:
+        ways["flow_matching"] = way(theirs)
+    else:
+        skipped["flow_matching"] = "not installed"
+    ways["fastflow"] = Way(draw, lambda: fastflow_step(x1, noise, t, pred)) if drawn else way(fastflow_step)
+    return Case(
+        op="flow step",
+        mode="drawn noise" if drawn else "given noise",
+        shape=shape,
+        dtype=dtype,
+        ways=ways,
+        truth=truth,
+        budget=8 * torch.finfo(dtype).eps,
+        floor=roofline.flow_step(shape, dtype, drawn),
+        skipped=skipped,
+    )
+
+
+class Training:
+    """A model of its own and AdamW. loss: x_t, prediction and loss on one x0, tensor or GaussianNoise."""
+
+    def __init__(self, model: ff.nn.DiT, loss: Callable[..., Tensor], x1: Tensor, y: Tensor) -> None:
+        self.model = copy.deepcopy(model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, foreach=True)
+        self.loss, self.x1, self.y = loss, x1, y
+
+    def update(self, x0: Tensor | ff.GaussianNoise, t: Tensor) -> tuple[Tensor]:
+        loss = self.loss(self.model, x0, self.x1, t, self.y)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return (loss.detach(),)
 
-    def fastflow() -> None:
-        nonlocal step
-        step += 1
-        t = ff.paths.sample_times(PATH, 128, seed=0, offset=step, device=DEVICE)
-        x0 = ff.GaussianNoise(1, step)
+    def gradients(self, x0: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """The loss and its gradient in all parameters; the model stays as it is."""
+        loss = self.loss(self.model, x0, self.x1, t, self.y)
+        return loss, *torch.autograd.grad(loss, tuple(self.model.parameters()))
+
+
+def training_case() -> Case:
+    model = digits_dit().to(DEVICE)
+    x0, x1 = torch.randn(2, BATCH, 1, 8, 8).to(DEVICE)
+    t, y = torch.rand(BATCH).to(DEVICE), labels(BATCH, DEVICE)
+    offsets = itertools.count(1)
+
+    def eager(model: ff.nn.DiT, x0: Tensor, x1: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        _, xt = eager_position(x0, x1, t)
+        return eager_loss(model(xt, t, y), x0, x1)
+
+    def fastflow(model: ff.nn.DiT, x0: Tensor | ff.GaussianNoise, x1: Tensor, t: Tensor, y: Tensor) -> Tensor:
         xt = ff.interpolate(x0, x1, t, path=PATH)
-        update(ff.flow_matching_loss(model(xt, t, y), x0, x1, t, path=PATH))
+        return ff.flow_matching_loss(model(xt, t, y), x0, x1, t, path=PATH)
 
-    def eager() -> None:
-        t = torch.rand(128, device=DEVICE)
-        x0 = torch.randn_like(x1)
-        xt = torch.lerp(x0, x1, t.view(-1, 1, 1, 1))
-        update(F.mse_loss(model(xt, t, y), x1 - x0))
+    theirs, ours = Training(model, eager, x1, y), Training(model, fastflow, x1, y)
+    exact = Training(model.double(), eager, x1.double(), y)
 
-    return {"eager": eager, "fastflow": fastflow}
+    def update() -> tuple[Tensor]:
+        offset = next(offsets)
+        times = ff.paths.sample_times(PATH, BATCH, seed=0, offset=offset, device=DEVICE)
+        return ours.update(ff.GaussianNoise(1, offset), times)
+
+    return Case(
+        op="training step",
+        mode="digits DiT",
+        shape=tuple(x1.shape),
+        dtype=torch.float32,
+        ways={
+            "eager": Way(
+                lambda: theirs.update(torch.randn_like(x1), torch.rand(BATCH, device=DEVICE)),
+                lambda: theirs.gradients(x0, t),
+            ),
+            "fastflow": Way(update, lambda: ours.gradients(x0, t)),
+        },
+        truth=lambda: exact.gradients(x0.double(), t.double()),
+        budget=1e-4,
+        floor=roofline.training_step(roofline.network(theirs.model, BATCH)),
+        graph=False,
+        least_rounds=60,
+    )
 
 
-@pytest.mark.parametrize("way", ["eager", "fastflow"])
 @pytest.mark.parametrize("drawn", [False, True], ids=["given", "drawn"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_step(benchmark, shape, dtype, drawn, way):
-    benchmark.group = f"flow step {shape} {dtype} {'drawn' if drawn else 'given'}"
-    benchmark(step_ways(shape, dtype, drawn)[way])
+def test_flow_step(record, shape, dtype, drawn):
+    torch.manual_seed(0)
+    record(step_case(shape, dtype, drawn))
 
 
-@pytest.mark.parametrize("way", ["eager", "fastflow"])
-def test_training_step(benchmark, way):
-    benchmark.group = "training step of the digits DiT, batch 128"
-    benchmark(training_ways()[way])
-
-
-def main() -> None:
-    print(f"{DEVICE}, torch {torch.__version__}, {torch.get_num_threads()} threads; x = times as fast as eager\n")
-    print(report("training step, digits DiT, batch 128", interleaved(training_ways(), rounds=60), "eager"))
-    for shape in SHAPES:
-        for dtype in DTYPES:
-            for drawn in (False, True):
-                title = f"flow step {shape} {dtype} x0 {'drawn' if drawn else 'given'}"
-                print(report(title, interleaved(step_ways(shape, dtype, drawn), rounds=10), "eager"))
-
-
-if __name__ == "__main__":
-    main()
+def test_training_step(record):
+    torch.manual_seed(0)
+    record(training_case())
