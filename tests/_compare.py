@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where the ops' tests compute
+
 
 def math_attention(
     query: Tensor,
@@ -51,6 +53,20 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str =
     assert actual.isfinite().all(), f"{name}: not finite"
     error = relative_l2(actual, expected)
     assert error <= tolerance, f"{name}: relative L2 error {error:.2e} > {tolerance:.0e}"
+
+
+def share_of_budget(actual: Tensor, truth: Tensor, baseline: Tensor, factor: float) -> float:
+    """FlashAttention's criterion, scale-free: the error over ``factor`` times that of PyTorch in the same dtype.
+
+    actual: what is judged; truth: in float64; baseline: plain PyTorch's result. Errors are largest absolute deviations;
+    four units of the dtype's resolution are granted where PyTorch is exact. Above 1, or NaN, is a fault.
+    """
+    if actual.shape != truth.shape or not actual.isfinite().all():
+        return math.nan
+    largest = max(truth.abs().max().item(), 1e-3) if truth.numel() else 1e-3
+    floor = 4 * torch.finfo(baseline.dtype).eps * largest
+    error, allowed = (((x.double() - truth).abs().max().item() if x.numel() else 0.0) for x in (actual, baseline))
+    return error / (factor * allowed + floor)
 
 
 def tensors(tree: object) -> list[Tensor]:

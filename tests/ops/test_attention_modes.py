@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from fastflow.ops.attention import attention
-from tests._compare import assert_close, math_attention, tensors
+from tests._compare import DEVICE, assert_close, math_attention, tensors
 
 TOLERANCE = 1e-10
 B, H, NQ, NK, D, DV, K = 2, 4, 5, 7, 3, 2, 3
@@ -22,16 +22,18 @@ MODES: dict[str, Callable[[Attend, "Problem"], Any]] = {}
 class Problem:
     """Primals, one tangent each, K tangents each, and the weights of a scalar loss."""
 
-    def __init__(self, heads_k: int) -> None:
+    def __init__(self, heads_k: int, dtype: torch.dtype = torch.float64, batch: int = B, heads: int = H) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def draw(*lead: int) -> list[Tensor]:
-            shapes = ((H, NQ, D), (heads_k, NK, D), (heads_k, NK, DV))
-            return [torch.randn(*lead, B, *s, dtype=torch.float64, generator=generator) for s in shapes]
+            shapes = ((heads, NQ, D), (heads_k, NK, D), (heads_k, NK, DV))
+            return [randn(*lead, batch, *s) for s in shapes]
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=torch.float64, generator=generator).to(DEVICE, dtype)
 
         self.x, self.t, self.ts, self.xs = draw(), draw(), draw(K), draw(K)
-        self.w = torch.randn(B, H, NQ, DV, dtype=torch.float64, generator=generator)
-        self.ws = torch.randn(K, B, H, NQ, DV, dtype=torch.float64, generator=generator)
+        self.w, self.ws = randn(batch, heads, NQ, DV), randn(K, batch, heads, NQ, DV)
 
     def loss(self, f: Attend) -> Callable[..., Tensor]:
         return lambda *x: (f(*x) * self.w).sum() + f(*x).square().sum()
@@ -213,17 +215,17 @@ def dual_level_tangent_of_gradient(f: Attend, p: Problem) -> Any:
         return [part for x in grads for part in fwAD.unpack_dual(x)]
 
 
-def _check(actual: Any, expected: Any, name: str) -> None:
+def _check(actual: Any, expected: Any, name: str, tolerance: float = TOLERANCE) -> None:
     actual, expected = tensors(actual), tensors(expected)
     assert len(actual) == len(expected)
     for i, (x, y) in enumerate(zip(actual, expected)):
-        assert_close(x, y, TOLERANCE, f"{name}[{i}]")
+        assert_close(x, y, tolerance, f"{name}[{i}]")
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", MODES)
 def test_mode(name: str, case: str) -> None:
-    options = CASES[case]
+    options = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in CASES[case].items()}
     problem = Problem(heads_k=2 if case == "gqa" else H)
     actual = MODES[name](lambda q, k, v: attention(q, k, v, **options), problem)
     expected = MODES[name](lambda q, k, v: math_attention(q, k, v, **options), problem)
@@ -235,3 +237,11 @@ def test_mode_of_the_reference_alone(name: str) -> None:
     problem = Problem(heads_k=H)
     actual = MODES[name](lambda q, k, v: attention(q, k, v, backend="reference"), problem)
     _check(actual, MODES[name](math_attention, problem), name)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_mode_of_the_kernels(name: str) -> None:
+    pytest.importorskip("triton")
+    problem, double = (Problem(1, dtype, batch=1, heads=1) for dtype in (torch.float32, torch.float64))
+    actual = MODES[name](lambda q, k, v: attention(q, k, v, backend="triton"), problem)
+    _check(actual, MODES[name](math_attention, double), name, 1e-5)

@@ -85,6 +85,13 @@ def _op_arguments() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
 
 
 @pytest.mark.parametrize(("name", "op", "args"), [pytest.param(*x, id=x[0]) for x in _op_arguments()])
+def test_opcheck_of_the_kernels(name: str, op: Any, args: tuple[Any, ...], device: torch.device) -> None:
+    pytest.importorskip("triton")
+    tensors = (x.to(device, torch.float32) if isinstance(x, Tensor) else x for x in args[:-1])
+    torch.library.opcheck(op, (*tensors, "triton"))
+
+
+@pytest.mark.parametrize(("name", "op", "args"), [pytest.param(*x, id=x[0]) for x in _op_arguments()])
 def test_opcheck(name: str, op: Any, args: tuple[Any, ...]) -> None:
     torch.library.opcheck(op, args)
     if "dual_backward" not in name:

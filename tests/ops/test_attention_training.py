@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,27 @@ def test_compiled_fullgraph_and_backward(name: str) -> None:
     )
     for g, e in pairs:
         assert_close(torch.zeros(()) if g is None else g, torch.zeros(()) if e is None else e, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("name", ["jvp", "vmap of jvp"])
+def test_compiled_kernels_and_backward(name: str, device: torch.device) -> None:
+    """By Inductor around the kernels, in float32."""
+    pytest.importorskip("triton")
+    loss, num_tangents, _ = COMPILED[name]
+    lead = () if num_tangents is None else (num_tangents,)
+    shapes = [(1, 2, 5, 6)] * 3 + [(*lead, 1, 2, 5, 6)] * 3
+
+    def run(f: Any, attend: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [draw(*shape, seed=i).to(device, dtype).requires_grad_() for i, shape in enumerate(shapes)]
+        value = f(lambda *x: loss(attend, *x))(*leaves)
+        return [value, *torch.autograd.grad(value, leaves)]
+
+    compile_whole = partial(torch.compile, fullgraph=True)
+    actual = run(compile_whole, partial(attention, backend="triton"), torch.float32)
+    for a, e in zip(actual, run(lambda f: f, math_attention, torch.float64), strict=True):
+        assert_close(a, e, 1e-5, name)
 
 
 @pytest.mark.slow

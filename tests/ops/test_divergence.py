@@ -215,16 +215,21 @@ def test_half_precision_divergence_is_summed_in_fp32(mode):
 
 @modes
 @methods
-def test_triton_and_reference_agree(method, mode):
-    x, field = points(4, 2, 33, dtype=torch.float32), curved(matrix(66, torch.float32) / 8)
+def test_triton_and_reference_agree(method, mode, device):
+    """On their devices: the probes are the same numbers on both."""
+    x, A = points(4, 2, 33, dtype=torch.float32), matrix(66, torch.float32) / 8
     kwargs = {"mode": mode, "chunk_size": 2, **method}
-    triton, plain = (ff.divergence(field, x, backend=b, **kwargs) for b in ("triton", "reference"))
-    torch.testing.assert_close(triton.divergence, plain.divergence, rtol=1e-5, atol=1e-5)
-    gradients = [
-        torch.func.grad(lambda x, b=b: ff.divergence(field, x, backend=b, **kwargs).divergence.square().sum())(x)
-        for b in ("triton", "reference")
-    ]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+    def both(backend: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        def divergence(x: Tensor) -> Tensor:
+            return ff.divergence(curved(A.to(device)), x, backend=backend, **kwargs).divergence
+
+        y = x.to(device)
+        return divergence(y).cpu(), torch.func.grad(lambda x: divergence(x).square().sum())(y).cpu()
+
+    triton, plain = both("triton", device), both("reference", torch.device("cpu"))
+    torch.testing.assert_close(triton[0], plain[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(triton[1], plain[1], rtol=1e-4, atol=1e-4)
 
 
 # Derivatives and transforms
@@ -315,8 +320,9 @@ def test_a_constant_field_has_divergence_zero():
 
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_compiles_whole_with_the_chunk_loop_inside(mode, backend):
-    x, field = points(4, 6, dtype=torch.float32).requires_grad_(), curved(matrix(6, torch.float32))
+def test_compiles_whole_with_the_chunk_loop_inside(mode, backend, device):
+    x = points(4, 6, dtype=torch.float32).to(device).requires_grad_()
+    field = curved(matrix(6, torch.float32).to(device))
 
     def f(x: Tensor) -> tuple[Tensor, Tensor]:
         r = ff.divergence(field, x, num_probes=3, chunk_size=2, mode=mode, backend=backend)
@@ -352,11 +358,11 @@ def test_compiles_with_inductor():
     torch.testing.assert_close(torch.compile(f, fullgraph=True)(x), f(x), rtol=1e-4, atol=1e-4)
 
 
-def test_custom_ops_pass_opcheck():
+def test_custom_ops_pass_opcheck(device):
     draw = (1, 2, 3, "rademacher", torch.float32)
-    torch.library.opcheck(library.probe_dots, (torch.randn(2, 3, 5, requires_grad=True), *draw))
-    torch.library.opcheck(library.probes, ([2, 3, 5], *draw, torch.device("cpu")))
-    torch.library.opcheck(library.scaled_probes, (torch.randn(2, 3), [2, 3, 5], torch.float32, *draw))
+    torch.library.opcheck(library.probe_dots, (torch.randn(2, 3, 5, device=device, requires_grad=True), *draw))
+    torch.library.opcheck(library.probes, ([2, 3, 5], *draw, device))
+    torch.library.opcheck(library.scaled_probes, (torch.randn(2, 3, device=device), [2, 3, 5], torch.float32, *draw))
 
 
 # Fields that are special

@@ -333,7 +333,7 @@ T = torch.tensor([0.1, 0.9])
         ),
         (lambda: ff.interpolate(X, X, T, path=P.CondOT(), backend="cuda"), ValueError, "backend must be one of 'auto'"),
         (
-            lambda: ff.interpolate(X.double(), X, T, path=P.CondOT(), backend="triton"),
+            lambda: ff.interpolate(X, X.double(), T, path=P.CondOT(), backend="triton"),
             ValueError,
             "backend='triton' cannot serve flow_step: the kernels take float16, bfloat16 and float32, not float64",
         ),

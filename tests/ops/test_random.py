@@ -80,7 +80,16 @@ def test_drawing_compiles_and_does_not_recompile_for_every_offset(draw):
     assert count <= 2
 
 
-def test_the_op_is_well_formed():
-    args = ([3, 5], 1, 2, torch.float32, torch.device("cpu"))
+def test_the_op_is_well_formed(device):
+    args = ([3, 5], 1, 2, torch.float32, device)
     torch.library.opcheck(torch.ops.fastflow.gaussian.default, args)
     torch.library.opcheck(torch.ops.fastflow.uniform.default, args)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_draws_the_same_numbers(dtype, device):
+    noise = ff.GaussianNoise(3, offset=1 << 40)
+    drawn = noise.materialize((3, 1001), dtype=dtype, device=device)
+    one_ulp = max(1e-6, torch.finfo(dtype).eps)  # beside a rounding boundary a draw may fall either way
+    torch.testing.assert_close(drawn.cpu(), noise.materialize((3, 1001), dtype=dtype), rtol=one_ulp, atol=0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tests._compare import math_attention
+from tests._compare import math_attention, share_of_budget
 
 GUARD = 512
 
@@ -119,18 +119,12 @@ def oracle(x: Problem, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor | 
     return [y.detach() for y in values], [torch.zeros_like(p) if d is None else d for p, d in zip(leaves, grads)]
 
 
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Largest absolute deviation from the float64 truth."""
-    return (actual.double() - expected).abs().max().item()
-
-
 def assert_accurate(actual: Tensor, truth: Tensor, baseline: Tensor, factor: float, name: str) -> None:
     """FlashAttention's criterion: at most factor times the error of plain PyTorch in the same dtype."""
     assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     assert actual.isfinite().all(), f"{name}: not finite"
-    floor = 4 * torch.finfo(baseline.dtype).eps * max(truth.abs().max().item(), 1e-3)
-    limit = factor * error(baseline, truth) + floor
-    assert error(actual, truth) <= limit, f"{name}: error {error(actual, truth):.2e} > {limit:.2e}"
+    share = share_of_budget(actual, truth, baseline, factor)
+    assert share <= 1, f"{name}: {share:.2f} times the error that is allowed"
 
 
 class GuardedAllocator:
