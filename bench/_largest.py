@@ -1,0 +1,21 @@
+"""The largest batch whose training step fits into the memory of a GPU: predicted, then tried."""
+
+from collections.abc import Callable
+
+
+def predicted(peak: Callable[[int], int], small: int, capacity: int) -> int:
+    """From the peak bytes of two small batches: a constant, and a part that grows with the batch."""
+    low, high = peak(small), peak(2 * small)
+    return small + int((capacity - low) * small / (high - low))
+
+
+def largest(fits: Callable[[int], bool], guess: int, parts: int = 32) -> int:
+    """A batch that was tried and fits, while one larger by a 32nd of the guess was tried and does not; 0 if none fits."""
+    step, size = max(1, guess // parts), guess
+    if fits(size):
+        while fits(size + step):
+            size += step
+        return size
+    while size > 0 and not fits(size):
+        size -= step
+    return max(0, size)
