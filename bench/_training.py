@@ -93,8 +93,8 @@ ATTENTION = {"math": math_attention, "flash": F.scaled_dot_product_attention, "f
 class Training:
     """A model with its optimizer, and an objective computed in several ways: one of ``ATTENTION``, or "NAME compiled".
 
-    The model is the same in all of them: only the function that its attention calls changes. Steps of one way change the
-    weights that the next one meets, by a rate too small to matter.
+    The model is the same in all of them: only the function that its attention calls changes. Steps of one way change
+    the weights that the next one meets, by a rate too small to matter.
     """
 
     def __init__(self, model: dit.DiT, mode: str, dtype: torch.dtype) -> None:
