@@ -44,8 +44,10 @@ Rates and sources are in
   fewer show as a bound by shared memory. Spilled registers pass the same port.
 * All that a loop with products loads hits L2 and misses L1; what one without loads comes from HBM.
 * A steady state: no prologue, no partial wave of CTAs, no other kernel. Both sides of a branch count. TFLOP/s are the
-  mathematics' own, without the padding of a head dim and the repeated products of TF32x3.
-* CTAs: how many fit an SM by registers, shared memory and warps. spills: LDL and STL instructions in the whole kernel.
+  mathematics' own; the padding of a head dim, the repeated products of TF32x3 and those that several warps of a small
+  tile have in common are issued and not useful.
+* CTAs: how many fit an SM by registers, shared memory and warps. spills: LDL and STL instructions in the whole kernel;
+  here: those among what is counted.
 """
 
 
@@ -85,50 +87,36 @@ def measured(row: dict[str, Any], device_rows: Iterable[dict[str, Any]]) -> floa
 
 def _predictions(rows: Sequence[dict[str, Any]], unit: str, device_rows: Sequence[dict[str, Any]]) -> list[str]:
     pipes = [pipe for pipe in _PIPES if any(pipe in _budget.predict(row["budget"]).cycles for row in rows)]
-    heads = [
-        "family",
-        "case",
-        "part",
-        "tile",
-        "registers",
-        "spills",
-        "CTAs",
-        *pipes,
-        "bound",
-        unit,
-        "of the roof",
-        "measured",
-    ]
-    lines = [_line(heads), _line(["---", "---", "---", "---", *["--:"] * (len(pipes) + 3), "---", "--:", "--:", "--:"])]
+    heads = ["family", "case", "part", "tile", "registers", "spills", "here", "CTAs"]
+    lines = []
     for row in rows:
         counts, prediction = row["budget"], _budget.predict(row["budget"])
         found = measured(row, device_rows) if "block_n" in counts else None
         lines.append(
-            _line(
-                [
-                    *(row["family"], row["case"], counts["part"], _tile(row)),
-                    *(row["registers"], row["spills"], counts["ctas"]),
-                    *(f"{prediction.cycles[pipe]:.0f}" for pipe in pipes),
-                    *(prediction.bound, f"{prediction.rate:.0f}", f"{prediction.share:.0%}"),
-                    "–" if found is None else f"{found:.0f}",
-                ]
-            )
+            [
+                *(row["family"], row["case"], counts["part"], _tile(row)),
+                *(row["registers"], row["spills"], counts["local"] // row["warps"], counts["ctas"]),
+                *(f"{prediction.cycles[pipe]:.0f}" for pipe in pipes),
+                *(prediction.bound, f"{prediction.rate:.0f}", f"{prediction.share:.0%}"),
+                "–" if found is None else f"{found:.0f}",
+            ]
         )
-    return lines
+    return _markdown([*heads, *pipes, "bound", unit, "of the roof", "measured"], lines)
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> list[str]:
     classes = [name for name in _budget.CLASSES if name != "tensor"]
     moved = ("operand_bytes", "shared_bytes", "global_bytes", "local_bytes")
-    heads = ["family", "case", "MFLOPs", "tensor", *classes, "other", "issued"]
-    heads += [f"{name.removesuffix('_bytes')} KB" for name in moved]
-    lines = [_line(heads), _line(["---", "---", *["--:"] * (len(heads) - 2)])]
+    heads = ["family", "case", "MFLOPs", "useful", "tensor", *classes, "other", "issued"]
+    lines = []
     for row in rows:
         counts = row["budget"]
         numbers = [counts[name] for name in ("tensor", *classes, "other", "issued")]
         kilobytes = [f"{counts[name] / 1024:.0f}" for name in moved]
-        lines.append(_line([row["family"], row["case"], f"{counts['tensor_flops'] / 1e6:.1f}", *numbers, *kilobytes]))
-    return lines
+        useful = f"{counts['math_flops'] / counts['tensor_flops']:.0%}" if counts["tensor_op"] else "–"
+        megaflops = f"{counts['tensor_flops'] / 1e6:.1f}"
+        lines.append([row["family"], row["case"], megaflops, useful, *numbers, *kilobytes])
+    return _markdown([*heads, *(f"{name.removesuffix('_bytes')} KB" for name in moved)], lines)
 
 
 def _tile(row: dict[str, Any]) -> str:
@@ -137,8 +125,9 @@ def _tile(row: dict[str, Any]) -> str:
     return f"{blocks or '–'}, {row['warps']} warps, {row['stages']} stages"
 
 
-def _line(cells: Iterable[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def _markdown(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
+    rule = ["---" if head in ("family", "case", "part", "tile", "bound") else "--:" for head in heads]
+    return [f"| {' | '.join(map(str, cells))} |" for cells in (heads, rule, *lines)]
 
 
 def main() -> int:
