@@ -20,4 +20,4 @@ def awake(model: ff.nn.DiT) -> ff.nn.DiT:
 
 
 def labels(batch: int, device: torch.device) -> torch.Tensor:
-    return torch.randint(10, (batch,)).to(device)
+    return torch.randint(10, (batch,), device=device)

@@ -1,6 +1,7 @@
 """``record``: measures a case, shows its rows, and with --record keeps them. pytest-benchmark keeps the rest."""
 
 import pytest
+import torch
 
 from bench import _rows
 from bench._case import is_own
@@ -17,6 +18,7 @@ def record(benchmark, request):
     ``--benchmark-compare`` tells one commit from another."""
 
     def run(case):
+        torch.compiler.reset()  # Dynamo gives up on a function after eight shapes
         rows = measure(case)
         if request.config.getoption("--record"):
             _rows.append(rows)

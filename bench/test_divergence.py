@@ -42,8 +42,8 @@ class Problem:
         else:
             model, batch, dtype = awake(ff.nn.DiT.preset("B/2", num_classes=10)), 8, torch.bfloat16
         model = model.to(DEVICE, dtype).requires_grad_(False)
-        x = torch.randn(batch, *model.input_shape).to(DEVICE, dtype)
-        return Problem(model, x, torch.rand(batch).to(DEVICE, dtype), labels(batch, DEVICE))
+        x = torch.randn(batch, *model.input_shape, device=DEVICE).to(dtype)
+        return Problem(model, x, torch.rand(batch, device=DEVICE).to(dtype), labels(batch, DEVICE))
 
     def double(self) -> "Problem":
         return Problem(copy.deepcopy(self.model).double(), self.x.double(), self.t.double(), self.y)
@@ -162,7 +162,6 @@ def _case(
     truth: Callable[[], tuple[Tensor]],
     floor: roofline.Floor,
 ) -> Case:
-    half = p.x.dtype != torch.float32
     return Case(
         op=op,
         mode=mode,
@@ -170,8 +169,7 @@ def _case(
         dtype=p.x.dtype,
         ways={name: Way(call) for name, call in calls.items()},
         truth=truth,
-        budget=0.1 if half else 1e-4,
-        factor=3 if half else float("inf"),
+        budget=1e-4 if p.x.dtype == torch.float32 else 0.05,
         floor=floor,
     )
 
