@@ -76,18 +76,18 @@ def is_own(implementation: str) -> bool:
 def verify(case: Case) -> Verdict:
     """The largest relative error of each way against float64.
 
-    Raises WrongResultError where fastflow or the baseline is wrong; other implementations that are wrong, and those
-    that run out of memory, are left out.
+    Raises WrongResultError where fastflow or the baseline is wrong, and what either raises; other implementations that
+    are wrong or raise are left out, and so is a baseline that runs out of memory.
     """
     truth = [y.detach() for y in case.truth()]
     errors, left_out = {}, dict(case.skipped)
     for name, way in case.ways.items():
         try:
             results = (way.check or way.call)()
-        except torch.OutOfMemoryError:
-            if is_own(name):
+        except Exception as error:  # of a package or a compiler, so of any type
+            if is_own(name) or (name == case.baseline and not isinstance(error, torch.OutOfMemoryError)):
                 raise
-            left_out[name] = "out of memory"
+            left_out[name] = _reason(error)
         else:
             errors[name] = max(relative_error(y, want) for y, want in zip(results, truth, strict=True))
             del results
@@ -100,6 +100,12 @@ def verify(case: Case) -> Verdict:
             raise WrongResultError(f"{case.title}: {name} has relative error {error:.1e}, {limit:.1e} is right")
         left_out[name] = f"relative error {errors.pop(name):.1e}"
     return Verdict(errors, left_out)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:

@@ -24,7 +24,7 @@ def _peak_cuda(call: Callable[[], object]) -> int:
 
 def _peak_cpu(call: Callable[[], object]) -> int:
     """The largest partial sum of allocations and, negative, releases."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as session:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as session:
         kept = call()
     del kept
     events = session.profiler.kineto_results.events()

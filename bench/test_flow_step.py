@@ -42,6 +42,7 @@ def eager_loss(pred: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
 def plain_step(position: Callable, loss: Callable) -> Step:
     def step(x1: Tensor, x0: Tensor | None, t: Tensor, pred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x0, xt = position(x0, x1, t)
+        pred = pred.detach().requires_grad_()
         value = loss(pred, x0, x1)
         return xt, value, torch.autograd.grad(value, pred)[0]
 
@@ -49,7 +50,7 @@ def plain_step(position: Callable, loss: Callable) -> Step:
 
 
 def fastflow_step(x1: Tensor, x0: ff.GaussianNoise | Tensor, t: Tensor, pred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    xt = ff.interpolate(x0, x1, t, path=PATH)
+    xt, pred = ff.interpolate(x0, x1, t, path=PATH), pred.detach().requires_grad_()
     loss = ff.flow_matching_loss(pred, x0, x1, t, path=PATH)
     return xt, loss, torch.autograd.grad(loss, pred)[0]
 
@@ -63,6 +64,7 @@ def flow_matching_step() -> Step | None:
     path = CondOTProbPath()
 
     def step(x1: Tensor, x0: Tensor | None, t: Tensor, pred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pred = pred.detach().requires_grad_()
         sample = path.sample(x_0=torch.randn_like(x1) if x0 is None else x0, x_1=x1, t=t)
         loss = F.mse_loss(pred, sample.dx_t.to(pred.dtype))
         return sample.x_t, loss, torch.autograd.grad(loss, pred)[0]
@@ -72,7 +74,6 @@ def flow_matching_step() -> Step | None:
 
 def step_case(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool) -> Case:
     x1, given, pred = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(3))
-    pred.requires_grad_()
     t = torch.rand(shape[0], device=DEVICE)
     noise = ff.GaussianNoise(0)
     x0 = noise.materialize(shape, device=DEVICE) if drawn else given
@@ -86,8 +87,7 @@ def step_case(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool) -> Case:
         return fastflow_step(x1, ff.GaussianNoise(0, next(offsets)), t, pred)
 
     def truth() -> tuple[Tensor, ...]:
-        leaf = pred.detach().double().requires_grad_()
-        return plain_step(eager_position, eager_loss)(x1.double(), x0.double(), t.double(), leaf)
+        return plain_step(eager_position, eager_loss)(x1.double(), x0.double(), t.double(), pred.double())
 
     ways, skipped = {"eager": way(plain_step(eager_position, eager_loss))}, {}
     if shape == COMPILED:

@@ -27,6 +27,10 @@ def out_of_memory():
     raise torch.OutOfMemoryError
 
 
+def no_compiler():
+    raise RuntimeError("no C++ compiler\nand many lines more")
+
+
 def case(**ways: Way) -> Case:
     return Case(
         op="sum",
@@ -94,6 +98,15 @@ def test_what_runs_out_of_memory_is_left_out():
     assert left_out == {"math": "out of memory"}
     with pytest.raises(torch.OutOfMemoryError):
         verify(case(math=way(1), fastflow=Way(out_of_memory)))
+
+
+def test_what_does_not_run_at_all_is_left_out():
+    errors, left_out = verify(case(eager=way(1), compiled=Way(no_compiler), fastflow=way(1)))
+    assert list(errors) == ["eager", "fastflow"]
+    assert left_out == {"compiled": "RuntimeError: no C++ compiler"}
+    for broken in ({"eager": Way(no_compiler)}, {"eager": way(1), "fastflow": Way(no_compiler)}):
+        with pytest.raises(RuntimeError, match="compiler"):
+            verify(case(**broken))
 
 
 def test_a_factor_holds_fastflow_to_the_baselines_own_error():
