@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+BENCH := bench --record --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: demo test test-fast lint bench bench-gpu compile-report clean
@@ -21,10 +22,10 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest bench --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+	$(BIN)/python -m pytest $(BENCH); status=$$?; $(BIN)/python -m bench.report; exit $$status
 
 bench-gpu:
-	PYTHONPATH=. python3 -m pytest bench --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+	PYTHONPATH=. python3 -m pytest $(BENCH); status=$$?; PYTHONPATH=. python3 -m bench.report; exit $$status
 
 compile-report: $(VENV)/.test
 	$(BIN)/python -m bench.compile_report
