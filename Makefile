@@ -22,10 +22,10 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest $(BENCH); status=$$?; $(BIN)/python -m bench.report; exit $$status
+	$(BIN)/python -m pytest $(BENCH); status=$$?; $(BIN)/python -m bench.report && exit $$status
 
 bench-gpu:
-	PYTHONPATH=. python3 -m pytest $(BENCH); status=$$?; PYTHONPATH=. python3 -m bench.report; exit $$status
+	PYTHONPATH=. python3 -m pytest $(BENCH); status=$$?; PYTHONPATH=. python3 -m bench.report && exit $$status
 
 compile-report: $(VENV)/.test
 	$(BIN)/python -m bench.compile_report

@@ -6,6 +6,7 @@ import torch
 from bench import _rows
 from bench._case import is_own
 from bench._measure import measure
+from bench._timing import synchronize
 
 
 def pytest_addoption(parser):
@@ -24,11 +25,16 @@ def record(benchmark, request):
             _rows.append(rows)
         benchmark.extra_info["rows"] = rows
         own = next(name for name in reversed(case.ways) if is_own(name))
-        benchmark.pedantic(case.ways[own].call, rounds=3)
+        benchmark.pedantic(finished, args=(case.ways[own].call,), rounds=3)
         with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
             print("\n" + shown(case.title, rows))
 
     return run
+
+
+def finished(call):
+    call()
+    synchronize()
 
 
 def shown(title, rows):
