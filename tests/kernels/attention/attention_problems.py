@@ -133,7 +133,8 @@ class GuardedAllocator:
     def __init__(self) -> None:
         self.blocks: list[Tensor] = []
 
-    def __call__(self, shape, dtype=torch.float32, device="cpu") -> Tensor:
+    def __call__(self, *shape, dtype=torch.float32, device="cpu") -> Tensor:
+        shape = shape[0] if isinstance(shape[0], tuple) else shape  # torch.Size is one
         numel = torch.Size(shape).numel()
         block = torch.full((numel + 2 * GUARD,), torch.nan, dtype=dtype, device=device)
         self.blocks.append(block)
