@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import _rows, _timing, roofline
+from bench import _measure, _rows, _timing, roofline
 from bench._case import Case, Way, WrongResultError, relative_error, verify
 from bench._measure import measure
 from bench._memory import peak_bytes
@@ -177,6 +177,32 @@ def test_a_case_becomes_rows(slow_roofs):
     assert fastflow["gbps"] == pytest.approx(8e-3 / fastflow["ms"], rel=1e-3)
     assert fastflow["bound"] == "bytes"
     assert fastflow["note"] == "small; slow: relative error 1.0e+00"
+
+
+def test_on_a_gpu_every_way_that_can_be_captured_is_timed_as_a_graph_too(slow_roofs, monkeypatch):
+    both = case(eager=way(1), fastflow=way(1))
+    monkeypatch.setattr(_measure, "CUDA", True)
+    monkeypatch.setattr(_measure, "_graph", lambda call: None if call is both.ways["eager"].call else call)
+    rows = measure(both)
+    assert [(r["implementation"], r["launch"]) for r in rows] == [
+        ("eager", "eager"),
+        ("fastflow", "eager"),
+        ("fastflow", "graph"),
+    ]
+    assert rows[-1]["baseline"] == "fastflow"
+    rows = measure(Case(**{**vars(both), "graph": False}))
+    assert {r["launch"] for r in rows} == {"eager"}
+
+
+def test_a_failed_capture_leaves_stream_and_generator_usable(monkeypatch):
+    cuda = mock.MagicMock()
+    cuda.current_device.return_value = 0
+    monkeypatch.setattr(_measure, "captured", mock.Mock(side_effect=torch.OutOfMemoryError))
+    monkeypatch.setattr(torch, "cuda", cuda)
+    assert _measure._graph(lambda: None) is None
+    cuda.set_stream.assert_called_once_with(cuda.default_stream.return_value)
+    generator = cuda.default_generators[0]
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state.return_value)
 
 
 def test_the_newest_row_of_a_key_is_read_back(slow_roofs, tmp_path, monkeypatch):
