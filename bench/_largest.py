@@ -10,7 +10,7 @@ def predicted(peak: Callable[[int], int], small: int, capacity: int) -> int:
 
 
 def largest(fits: Callable[[int], bool], guess: int, parts: int = 32) -> int:
-    """A batch that fits, where one larger by a 32nd of the guess does not: both were tried. 0 if none fits."""
+    """A batch that fits, where one larger by a 32nd of the guess does not: both were tried. 0 if none tried fits."""
     step, size = max(1, guess // parts), guess
     if fits(size):
         while fits(size + step):

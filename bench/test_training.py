@@ -2,7 +2,7 @@
 
 Three losses, which differ in the derivatives that they take: the gradient (CFM), a JVP whose tangent is a target
 (MeanFlow), a JVP that the gradient passes through (TVM). PyTorch's attention is the fastest it has where no tangent
-passes, and math where one does. On a GPU parameters are float32 under bfloat16 autocast. Images are 32 × 32 × 4 latents.
+passes, and math where one does. Presets take 32 × 32 × 4 latents; on a GPU float32 parameters under bfloat16 autocast.
 """
 
 import functools

@@ -1,0 +1,224 @@
+"""The README and the pages say what the rows say, and nothing else."""
+
+import json
+import re
+
+import pytest
+
+from bench import _rows, report
+from bench._lines import LINES, TVM
+from bench._readme import BEGIN, END, NO_GPU, NOTHING
+from bench._slope import slope
+from bench._table import Table, devices, number
+
+CPU, GPU = "Some CPU, 2 threads", "NVIDIA H100"
+JOINT = next(line for line in LINES if line.mode == TVM and line.dtype == "float32")
+GPU_JOINT = next(line for line in LINES if line.mode == TVM and line.dtype == "bfloat16")
+
+
+def row(device, line, implementation, ms, **fields):
+    return {
+        **{name: getattr(line, name) for name in ("op", "mode", "dtype", "baseline")},
+        "shape": list(line.shape),
+        **{"implementation": implementation, "launch": "eager"},
+        **{"ms": ms, "ms_p20": 0.9 * ms, "ms_p80": 1.1 * ms, "rounds": 7, "times_as_fast": round(100 / ms, 3)},
+        **{"tflops": 12.5, "gbps": 250.0, "roof_share": 0.25, "bound": "flops", "roof_tflops": 50.0, "roof_gbps": 1e3},
+        **{"peak_mb": 8.0 if implementation == "fastflow" else 64.0, "error": 3e-7, "note": ""},
+        **{"device": device, "driver": "none", "python": "3.12.1", "torch": "2.11.0", "triton": "3.6.0"},
+        **{"commit": "abc", "date": "2026-01-02"},
+        **fields,
+    }
+
+
+def pair(device, line, ms=40.0, **fields):
+    return [row(device, line, line.baseline, 100.0, **fields), row(device, line, line.implementation, ms, **fields)]
+
+
+def scaling(device):
+    for n in (256, 512, 1024):
+        for name, power in (("math", 2), ("fastflow", 1)):
+            fields = {"op": "scaling attention", "mode": "forward + jvp + joint backward", "shape": [1, 4, n, 64]}
+            yield row(device, JOINT, name, 1e-3 * n**2, peak_mb=1e-2 * n**power, **fields)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A repository of a README with the marks and no rows."""
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(_rows, "ROOT", tmp_path)
+    monkeypatch.setattr(_rows, "RESULTS", results)
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    report.README.write_text(f"# before\n{BEGIN}\nold\n{END}\nafter\n")
+    return tmp_path
+
+
+def readme_for(rows):
+    _rows.append(rows)
+    report.write()
+    return report.README.read_text()
+
+
+def line_of(text, label):
+    (found,) = (line for line in text.splitlines() if line.startswith(f"| {label} |"))
+    return found
+
+
+def test_the_readme_and_the_pages_are_what_the_rows_give():
+    assert report.stale() == [], "run python -m bench.report"
+
+
+def test_without_rows_nothing_is_claimed(folder):
+    assert readme_for([]) == f"# before\n{BEGIN}\n{NOTHING}\n{END}\nafter\n"
+
+
+def test_the_table_names_the_ratio_the_memory_the_command_and_the_machine(folder):
+    text = readme_for(pair(CPU, JOINT))
+    assert (
+        line_of(text, JOINT.label)
+        == f"| {JOINT.label} | math | 2.50 | 0.12 (8.00 / 64.0 MiB) | `pytest bench/test_attention.py` |"
+    )
+    assert f"**{CPU}**; PyTorch 2.11.0, Triton 3.6.0, Python 3.12.1; 2026-01-02, commit abc. Medians of 7" in text
+    assert NO_GPU in text
+    assert text.startswith("# before\n")
+    assert text.endswith("\nafter\n")
+
+
+def test_a_figure_edited_by_hand_is_seen(folder, capsys):
+    text = readme_for(pair(CPU, JOINT))
+    assert report.main(["--check"]) == 0
+    report.README.write_text(text.replace("2.50", "3.50"))
+    assert report.main(["--check"]) == 1
+    assert "README.md is not what the rows give" in capsys.readouterr().out
+
+
+def test_a_page_edited_or_missing_is_seen(folder):
+    readme_for(pair(CPU, JOINT))
+    page = _rows.path_of(CPU).with_suffix(".md")
+    assert report.stale() == []
+    page.write_text(page.read_text().replace("40.0", "39.0"))
+    assert report.stale() == [page]
+    page.unlink()
+    assert report.stale() == [page]
+
+
+def test_a_new_row_replaces_the_old_one_everywhere(folder):
+    readme_for(pair(CPU, JOINT, ms=40))
+    text = readme_for(pair(CPU, JOINT, ms=200))
+    assert "| 0.50 |" in line_of(text, JOINT.label)
+    assert f"Below 1 ({JOINT.label}): {JOINT.reason}." in text
+
+
+def test_a_gpu_has_its_own_table_with_roof_graphs_and_flash(folder):
+    plain = {"mode": "forward + backward", "baseline": "flash"}
+    rows = [
+        *pair(CPU, JOINT),
+        *pair(GPU, GPU_JOINT, driver="550.1"),
+        *pair(GPU, GPU_JOINT, ms=20.0, launch="graph", roof_share=0.5),
+        row(GPU, GPU_JOINT, "flash", 8.0, launch="graph", **plain),
+        row(GPU, GPU_JOINT, "flash", 9.0, **plain),
+    ]
+    text = readme_for(rows)
+    assert NO_GPU not in text
+    assert text.index(GPU) < text.index(CPU)
+    assert "driver 550.1" in text
+    assert line_of(text, GPU_JOINT.label).startswith(f"| {GPU_JOINT.label} | math | 2.50 | 5.00 | 2.50 | 50% |")
+    assert report.stale() == []
+
+
+def test_a_baseline_that_is_not_the_rows_own_is_compared_by_medians(folder):
+    rows = [row(CPU, JOINT, "other", 100.0), *pair(CPU, JOINT)]
+    for r in rows:
+        r["baseline"] = "other"
+    rows[1]["ms"] = 80.0
+    assert "| 2.00 |" in line_of(readme_for(rows), JOINT.label)
+
+
+def test_the_page_has_every_row_the_roofs_and_the_growth(folder):
+    readme_for([*pair(CPU, JOINT), *scaling(CPU)])
+    page = _rows.path_of(CPU).with_suffix(".md").read_text()
+    assert "| float32 | 50.0 | 1000 |" in page
+    assert "| math | eager | 100 | 90.0 – 110 | 1.00 | 12.5 | 250 | 25% of flops | 64.0 | 3e-07 |" in page
+    assert re.search(r"joint backward \| math \| 256 … 1024 \| 2.00 \| 2.00 \|", page)
+    assert re.search(r"joint backward \| fastflow \| 256 … 1024 \| 2.00 \| 1.00 \|", page)
+    assert len(re.findall(r"\| eager \|", page)) == 2 + 6
+
+
+def test_the_readme_tells_how_memory_grows(folder):
+    assert "grows as N^2.00 in math, N^1.00 in fastflow" in readme_for([*pair(CPU, JOINT), *scaling(CPU)])
+
+
+def test_checks_stand_on_the_page(folder):
+    check = {
+        "check": "same bits",
+        "verdict": "PASS",
+        "tried": 3,
+        "faults": 0,
+        "worst": "",
+        "remarks": [],
+        "seconds": 1.0,
+    }
+    _rows.append([{**row(CPU, JOINT, "x", 1.0), **check, "torch": "2.11.0"}])
+    with _rows.path_of(CPU).open() as file:
+        rows = [json.loads(line) for line in file]
+    del rows[0]["implementation"]
+    _rows.path_of(CPU).write_text(json.dumps(rows[0]) + "\n")
+    readme_for(pair(CPU, JOINT))
+    assert "same bits" in _rows.path_of(CPU).with_suffix(".md").read_text()
+
+
+def test_pictures_are_drawn_and_shown(folder):
+    pytest.importorskip("matplotlib")
+    text = readme_for([*pair(CPU, JOINT), *scaling(CPU)])
+    for name in ("bars", "scaling"):
+        picture = folder / "bench" / "results" / f"some-cpu-2-threads-{name}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"](bench/results/{picture.name})" in text
+
+
+def test_without_matplotlib_the_rest_is_written(folder, monkeypatch, capsys):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    text = readme_for(pair(CPU, JOINT))
+    assert "pip install 'fastflow[train]'" in capsys.readouterr().err
+    assert JOINT.label in text
+    assert ".png" not in text
+
+
+def test_a_readme_without_marks_is_refused(folder):
+    report.README.write_text(f"{END} {BEGIN}")
+    with pytest.raises(ValueError, match="marks"):
+        report.texts()
+
+
+def test_gpus_come_first_then_the_newest():
+    rows = [{"device": d, "date": date} for d, date in ((CPU, "2026-03-01"), ("a", "2026-01-01"), (GPU, "2026-02-01"))]
+    assert devices(rows) == [GPU, "a", CPU]
+
+
+def test_no_case_stands_in_the_readme_twice():
+    keys = [(x.op, x.mode, x.shape, x.dtype, x.implementation, x.baseline) for x in LINES]
+    assert len(set(keys)) == len(keys)
+    assert all(Table([], CPU).row(line, "fastflow") is None for line in LINES)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0.00"),
+        (0.00123, "0.00123"),
+        (1.0, "1.00"),
+        (123.4, "123"),
+        (999.6, "1000"),
+        (12345.0, "12345"),
+    ],
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+
+
+def test_the_slope_is_the_exponent():
+    assert slope([1, 2, 4, 8], [3, 24, 192, 1536]) == pytest.approx(3)
