@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BENCH := bench --record --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-fast lint bench bench-gpu gpu-check tune compile-report clean
+.PHONY: demo test test-fast lint bench bench-gpu bench-report gpu-check tune compile-report clean
 
 demo: $(VENV)/.train
 	$(BIN)/fastflow train --data digits --steps 1500 --batch-size 128 --seed 0 --overwrite --out runs/demo
@@ -26,6 +26,9 @@ bench: $(VENV)/.test
 
 bench-gpu:
 	PYTHONPATH=. python3 -m pytest $(BENCH); status=$$?; PYTHONPATH=. python3 -m bench.report && exit $$status
+
+bench-report: $(VENV)/.test
+	$(BIN)/python -m bench.report
 
 gpu-check:
 	PYTHONPATH=. python3 -m bench.gpu_check
