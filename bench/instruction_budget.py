@@ -87,14 +87,14 @@ def measured(row: dict[str, Any], device_rows: Iterable[dict[str, Any]]) -> floa
 
 def _predictions(rows: Sequence[dict[str, Any]], unit: str, device_rows: Sequence[dict[str, Any]]) -> list[str]:
     pipes = [pipe for pipe in _PIPES if any(pipe in _budget.predict(row["budget"]).cycles for row in rows)]
-    heads = ["family", "case", "part", "tile", "registers", "spills", "here", "CTAs"]
+    heads = ["family", "case", "part", "tile", "warps", "stages", "registers", "spills", "here", "CTAs"]
     lines = []
     for row in rows:
         counts, prediction = row["budget"], _budget.predict(row["budget"])
         found = measured(row, device_rows) if "block_n" in counts else None
         lines.append(
             [
-                *(row["family"], row["case"], counts["part"], _tile(row)),
+                *(row["family"], row["case"], counts["part"], _tile(counts), row["warps"], row["stages"]),
                 *(row["registers"], row["spills"], counts["local"] // row["warps"], counts["ctas"]),
                 *(f"{prediction.cycles[pipe]:.0f}" for pipe in pipes),
                 *(prediction.bound, f"{prediction.rate:.0f}", f"{prediction.share:.0%}"),
@@ -119,10 +119,8 @@ def _counts(rows: Sequence[dict[str, Any]]) -> list[str]:
     return _markdown([*heads, *(f"{name.removesuffix('_bytes')} KB" for name in moved)], lines)
 
 
-def _tile(row: dict[str, Any]) -> str:
-    counts = row["budget"]
-    blocks = "×".join(str(counts[name]) for name in ("block_m", "block_n") if name in counts)
-    return f"{blocks or '–'}, {row['warps']} warps, {row['stages']} stages"
+def _tile(counts: dict[str, Any]) -> str:
+    return "×".join(str(counts[name]) for name in ("block_m", "block_n") if name in counts) or "–"
 
 
 def _markdown(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:

@@ -25,6 +25,7 @@ def compile_cases() -> Iterator[CompileCase]:
     for arch, head_dims in (("sm_90", (96, 256)), ("sm_86", (64, 72, 128)), ("gfx942", (64, 72, 128))):
         for D in head_dims:
             yield from _every_direction(arch, "bf16", D)
+    yield from _every_direction("sm_90", "fp32", 96)
     for direction in ("forward", "dkdv-joint", "dq-joint"):
         yield _case("sm_90", "bf16", 64, direction, "causal", CAUSAL=True)
         yield _case("sm_90", "bf16", 64, direction, "bool mask", mask="*i1")

@@ -1,9 +1,9 @@
 """Launch configurations of the attention kernels, as data.
 
 Each row was chosen by what the compiler makes of it, recorded in bench/results/compile_report.md: the largest tile that
-does not spill and fits the shared memory, or the one that spills least of those tried. On sm_90 in bfloat16 the rates
-of bench/results/instruction_budget.md chose among those that spill no more; README.md says what that changed, and which
-faster tiles it refused. No row was timed on a GPU yet.
+does not spill and fits the shared memory, or the one that spills least of those tried. Among those that spill no more
+on sm_90, the rates of bench/results/instruction_budget.md chose; README.md says what that changed, and which faster
+tiles were refused. No row was timed on a GPU yet.
 """
 
 import functools
@@ -165,16 +165,16 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     },
     ("fp32", 80): {
         "forward-plain": (64, 16, 8, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
-        "dkdv-plain": (32, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
-        "dq-plain": (32, 32, 4, 1), "dq-primal": (16, 16, 4, 1),
+        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 1, 1),
+        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 1, 1),
     },
     ("fp32", 96): {
-        "forward-plain": (64, 16, 8, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
-        "dkdv-plain": (32, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
-        "dq-plain": (32, 32, 4, 1), "dq-primal": (16, 16, 4, 1),
+        "forward-plain": (64, 16, 8, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
+        "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
+        "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
     },
     ("fp32", 128): {
-        "forward-plain": (32, 16, 4, 1), "forward": (32, 16, 4, 1), "forward-many": (32, 16, 4, 1),
+        "forward-plain": (32, 16, 4, 1), "forward": (16, 16, 4, 1), "forward-many": (16, 16, 4, 1),
         "dkdv-plain": (16, 32, 4, 1), "dkdv-primal": (16, 16, 4, 1),
         "dq-plain": (32, 16, 4, 1), "dq-primal": (16, 16, 4, 1),
     },
