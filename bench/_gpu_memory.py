@@ -1,7 +1,9 @@
 """Parts of the GPU check on memory: guard zones, offsets beyond 32 bits, compute-sanitizer where it is installed."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,15 +114,18 @@ def _sanitized(tool: str, setting: Setting) -> list[Finding]:
         return [Finding(tool, None, "compute-sanitizer is not on the PATH" if program is None else "dry run")]
     check = [sys.executable, "-m", "bench.gpu_check", "--only", "guard zones", "--workers", "1", "--no-record"]
     seconds = max(1.0, min(_SANITIZER_SECONDS, setting.time_left))
-    try:
-        done = subprocess.run(
-            ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", program, "--tool", tool, *check],
-            cwd=_rows.ROOT, capture_output=True, text=True, timeout=seconds, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return [Finding(tool, None, f"{tool} took more than {seconds:.0f} s")]
-    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+).*", done.stdout)
+    with subprocess.Popen(
+        [program, "--tool", tool, *check],
+        cwd=_rows.ROOT, env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the program that it runs, too
+            return [Finding(tool, None, f"{tool} took more than {seconds:.0f} s")]
+    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+).*", output)
     if summary is None:
-        return [Finding(tool, torch.inf, (done.stdout + done.stderr).strip()[-200:])]
-    ended = Finding(f"{tool}: the program itself", 2.0 * abs(done.returncode), (done.stdout + done.stderr)[-200:])
+        return [Finding(tool, torch.inf, output.strip()[-200:])]
+    ended = Finding(f"{tool}: the program itself", 2.0 * abs(process.returncode), output.strip()[-200:])
     return [Finding(tool, 2.0 * int(summary[1]), summary[0]), ended]

@@ -75,7 +75,8 @@ def _run(
         row = _gpu_part.run(part, setting, pool)
         rows.append(row)
         _show(row)
-        if record:
+        begun = row["tried"] or row["verdict"] != _gpu_part.STOPPED
+        if record and begun:
             _rows.append([row])
             _write_page(row["device"])
         if "interrupted" in row["remarks"]:

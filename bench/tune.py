@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--head-dims", type=_numbers, default=(64, 72, 128), help="separated by commas")
     parser.add_argument("--directions", type=lambda text: tuple(text.split(",")), default=DIRECTIONS)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--shape", type=_numbers, default=(2, 16, 2048), help="B,H,N")
+    parser.add_argument("--shape", type=_numbers, default=(1, 16, 2048), help="B,H,N")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each kernel, about")
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--write", action="store_true", help="put the fastest into kernels/attention/config.py")

@@ -203,8 +203,13 @@ def test_rows_are_kept_as_they_come(parts, monkeypatch):
 
 
 def test_a_part_stops_when_there_is_no_time(parts):
-    row = _gpu_part.run(parts[0], Setting(DEVICE, dry=True, deadline=time.monotonic() - 1))
+    """And what it had found before stands."""
+    late = Setting(DEVICE, dry=True, deadline=time.monotonic() - 1)
+    row = _gpu_part.run(parts[0], late)
     assert (row["verdict"], row["tried"], row["remarks"]) == ("stopped", 0, ["out of time"])
+    gpu_check.check(parts[:1], DRY, record=True)
+    gpu_check.check(parts[:1], late, record=True)
+    assert "| good | pass |" in "\n".join(gpu_check.check_lines(_rows.device_name()))
 
 
 @pytest.mark.slow
@@ -226,6 +231,7 @@ def test_processes_of_their_own_find_the_same():
         (["========= ERROR SUMMARY: 3 errors"], 0, "FAIL"),
         (["========= ERROR SUMMARY: 0 errors"], 1, "FAIL"),
         (["no summary"], 0, "FAIL"),
+        (["sleeps"], "$(sleep 30)", "skipped"),
         (None, 0, "skipped"),
     ],
 )
@@ -235,6 +241,7 @@ def test_sanitizer(lines, status, verdict, tmp_path, monkeypatch):
         program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {status}\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(_gpu_memory, "_SANITIZER_SECONDS", 1)
     row = _gpu_part.run(Part("sanitizer", "bench._gpu_memory"), Setting(DEVICE, dry=False))
     assert row["verdict"] == verdict
 
