@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Backend = Literal["auto", "triton", "reference"]
+_BACKENDS = get_args(Backend)
 
 logger = logging.getLogger("fastflow")
 
@@ -87,13 +88,12 @@ def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "referenc
 
 def requested(backend: str) -> str:
     """What the caller asks for, or the process where the caller leaves it open."""
-    names = ", ".join(map(repr, get_args(Backend)))
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {names}, got {backend!r}")
     if backend == "auto":
         backend = os.environ.get("FASTFLOW_BACKEND", "auto")
-        if backend not in get_args(Backend):
-            raise ValueError(f"FASTFLOW_BACKEND must be one of {names}, got {backend!r}")
+        if backend not in _BACKENDS:
+            raise ValueError(f"FASTFLOW_BACKEND must be one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}")
+    elif backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}")
     return backend
 
 

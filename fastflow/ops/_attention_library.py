@@ -6,11 +6,13 @@ comes back as ``absent``, an empty vector.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from fastflow import _backend
 from fastflow.ops import _attention_aten as aten
@@ -19,6 +21,33 @@ Quad = tuple[Tensor, Tensor, Tensor, Tensor]
 Sextet = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 MAX_HEAD_DIM = 256
+_implementations: dict[Any, Callable[..., Any]] = {}
+
+
+def call(op: Any, *args: Any) -> Any:
+    """``op(*args)``, past the dispatcher where nothing maps or traces the arguments: it costs as much as a small
+    product. For callers without a graph to record."""
+    return (_implementations[op] if _plain(args) else op)(*args)
+
+
+def _plain(args: tuple[Any, ...]) -> bool:
+    for x in args:
+        if isinstance(x, Tensor) and (
+            type(x) not in (Tensor, torch.nn.Parameter)
+            or _functorch.is_functorch_wrapped_tensor(x)
+            or _functorch.is_legacy_batchedtensor(x)
+        ):
+            return False
+    return not torch._C._len_torch_dispatch_stack()
+
+
+def _custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    def register(implementation: Callable[..., Any]) -> Any:
+        op = torch.library.custom_op(name, mutates_args=())(implementation)
+        _implementations[op] = implementation
+        return op
+
+    return register
 
 
 def is_absent(x: Tensor) -> bool:
@@ -26,7 +55,7 @@ def is_absent(x: Tensor) -> bool:
     return x.ndim == 1
 
 
-@torch.library.custom_op("fastflow::attention", mutates_args=())
+@_custom_op("fastflow::attention")
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +81,7 @@ def _(
     return v.new_empty((*rows, v.shape[-1])), lse
 
 
-@torch.library.custom_op("fastflow::attention_backward", mutates_args=())
+@_custom_op("fastflow::attention_backward")
 def attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor,
     scale: float, is_causal: bool, backend: str,
@@ -78,7 +107,7 @@ def _(
     return tuple(x.new_empty((len(g), *x.shape)) for x in (q, k, v))  # type: ignore[return-value]
 
 
-@torch.library.custom_op("fastflow::attention_dual", mutates_args=())
+@_custom_op("fastflow::attention_dual")
 def attention_dual(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
     scale: float, is_causal: bool, backend: str,
@@ -102,7 +131,7 @@ def _(
     return out, t_out, q.new_empty(rows, dtype=dtype), q.new_empty((num, *rows), dtype=dtype)
 
 
-@torch.library.custom_op("fastflow::attention_dual_backward", mutates_args=())
+@_custom_op("fastflow::attention_dual_backward")
 def attention_dual_backward(
     g: Tensor | None, h: Tensor, q: Tensor, k: Tensor, v: Tensor,
     tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
@@ -156,9 +185,10 @@ def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: boo
     return _backend.requested(backend) == "auto" and aten.supports(q, k, v, mask, is_causal)
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Inside a kernel nothing is cast: autocast has been applied to the arguments."""
-    return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _expanded(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ Each ``Function`` takes the arguments of the op it wraps, in the same order. Aut
 them: an absent cotangent is None and costs nothing.
 """
 
+import inspect
 from functools import partial
 from typing import Any, NoReturn
 
@@ -18,14 +19,24 @@ from torch._functorch import eager_transforms
 
 from fastflow.ops import _attention_library as library
 from fastflow.ops import _attention_vmap as vmap_rules
+from fastflow.ops._transforms import differentiating
+
+
+def _forward(op: Any) -> Any:
+    """The ``forward`` that runs this op."""
+
+    def forward(*args: Any) -> Any:
+        return library.call(op, *args)
+
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # apply asks at every call
+    return staticmethod(forward)
 
 
 class AttentionFunction(torch.autograd.Function):
     """``fastflow::attention``. The tangent of its second output, lse, is mu."""
 
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return library.attention(*args)
+    op = library.attention
+    forward = _forward(op)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -37,7 +48,7 @@ class AttentionFunction(torch.autograd.Function):
         _refuse_mask(ctx.needs_input_grad[3])
         if g is None:
             return (None,) * 7
-        grads = AttentionBackwardFunction.apply(g[None], *ctx.saved_tensors, *_options(ctx))
+        grads = run(AttentionBackwardFunction, g[None], *ctx.saved_tensors, *_options(ctx))
         return *(x[0] for x in grads), *(None,) * 4
 
     @staticmethod
@@ -55,9 +66,8 @@ class AttentionFunction(torch.autograd.Function):
 class AttentionBackwardFunction(torch.autograd.Function):
     """``fastflow::attention_backward``. Its derivatives take out and lse for what they are, functions of q, k and v."""
 
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return library.attention_backward(*args)
+    op = library.attention_backward
+    forward = _forward(op)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -106,9 +116,8 @@ class AttentionBackwardFunction(torch.autograd.Function):
 class AttentionDualFunction(torch.autograd.Function):
     """``fastflow::attention_dual``."""
 
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return library.attention_dual(*args)
+    op = library.attention_dual
+    forward = _forward(op)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -120,12 +129,12 @@ class AttentionDualFunction(torch.autograd.Function):
         _refuse_mask(ctx.needs_input_grad[6])
         q, k, v, tq, tk, tv, mask, out, t_out, lse, mu = ctx.saved_tensors
         if h is not None:
-            grads = AttentionDualBackwardFunction.apply(
-                g, h, q, k, v, tq, tk, tv, mask, out, t_out, lse, mu, *_options(ctx)
+            grads = run(
+                AttentionDualBackwardFunction, g, h, q, k, v, tq, tk, tv, mask, out, t_out, lse, mu, *_options(ctx)
             )
             return *(None if library.is_absent(x) else x for x in grads), *(None,) * 4
         if g is not None:
-            grads = AttentionBackwardFunction.apply(g[None], q, k, v, mask, out, lse, *_options(ctx))
+            grads = run(AttentionBackwardFunction, g[None], q, k, v, mask, out, lse, *_options(ctx))
             return *(x[0] for x in grads), *(None,) * 7
         return (None,) * 10
 
@@ -148,9 +157,8 @@ class AttentionDualBackwardFunction(torch.autograd.Function):
     the third derivative is NaN, for raising would forbid the backward pass itself.
     """
 
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return library.attention_dual_backward(*args)
+    op = library.attention_dual_backward
+    forward = _forward(op)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -171,13 +179,13 @@ class AttentionDualBackwardFunction(torch.autograd.Function):
         return vmap_rules.attention_dual_backward(AttentionDualBackwardFunction.apply, info, in_dims, *args)
 
 
-for op, function in (
-    (library.attention, AttentionFunction),
-    (library.attention_backward, AttentionBackwardFunction),
-    (library.attention_dual, AttentionDualFunction),
-    (library.attention_dual_backward, AttentionDualBackwardFunction),
-):
-    op.register_autograd(function.backward, setup_context=function.setup_context)
+def run(function: Any, *args: Any) -> Any:
+    """``function.apply(*args)``, without a graph where nobody can ask for a derivative."""
+    return function.apply(*args) if differentiating(*args) else library.call(function.op, *args)
+
+
+for function in (AttentionFunction, AttentionBackwardFunction, AttentionDualFunction, AttentionDualBackwardFunction):
+    function.op.register_autograd(function.backward, setup_context=function.setup_context)
 
 library.attention.register_vmap(partial(vmap_rules.attention, library.attention))
 library.attention_backward.register_vmap(partial(vmap_rules.attention_backward, library.attention_backward))

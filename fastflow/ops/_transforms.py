@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
 
@@ -12,6 +13,12 @@ from torch.autograd.forward_ad import make_dual, unpack_dual
 def inside_transform() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp, ...) is active; torch.compile may ask while it traces."""
     return _functorch.peek_interpreter_stack() is not None
+
+
+def differentiating(*args: Any) -> bool:
+    """Whether anything could ask for a derivative of a function of these, or map over it."""
+    recording = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    return recording or forward_ad._current_level >= 0 or inside_transform()
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:

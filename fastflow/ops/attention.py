@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fastflow.ops import _attention_library as library
 from fastflow.ops import _attention_math
 from fastflow.ops._attention_checks import Problem, canonical, canonical_tangents
-from fastflow.ops._attention_rules import AttentionDualFunction, AttentionFunction
+from fastflow.ops._attention_rules import AttentionDualFunction, AttentionFunction, run
 
 logger = logging.getLogger("fastflow")
 
@@ -76,7 +76,7 @@ def attention(
         out, t_out, *_ = call(*_autocast(*primals), *tangents, *options, backend)
         out = forward_ad.make_dual(out, t_out[0].to(out.dtype))
     else:
-        call = library.attention if compiling or not _differentiating(*primals) else AttentionFunction.apply
+        call = library.attention if compiling else functools.partial(run, AttentionFunction)
         out, _ = call(*_autocast(*primals), *options, backend)
     return out if out.ndim == len(x.out_shape) else out.reshape(x.out_shape)
 
@@ -143,12 +143,6 @@ class replace_sdpa(TorchFunctionMode):  # noqa: N801
         if func is F.scaled_dot_product_attention:
             return attention(*args, **(kwargs or {}), backend=self.backend)
         return func(*args, **(kwargs or {}))
-
-
-def _differentiating(*primals: Tensor) -> bool:
-    """Whether anything could ask for a derivative or map over the call; if not, the op alone will do."""
-    recording = torch.is_grad_enabled() and any(x.requires_grad for x in primals)
-    return recording or forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
 
 
 def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None:

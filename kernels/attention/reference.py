@@ -6,15 +6,20 @@ is linear in the sequence lengths. float64 is computed in float64, everything el
 Shapes: K tangents; M key heads of a block, G query heads a key head, R = G × (query rows of a block), N its keys.
 """
 
+import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_CPU_SCORES = 1 << 18  # scores a block: 1 MiB in float32
+_CPU_SCORES = 1 << 19  # scores a block: 2 MiB in float32
 _GPU_SCORES = 1 << 25
 _MIN_ROWS = 16
+_WIDE_ROWS = (
+    512  # from here on a CPU multiplies Xᵀ S, with its long rows, enough faster than Sᵀ X to pay for a transpose
+)
 
 
 def dual_forward(
@@ -45,32 +50,28 @@ def dual_forward(
     mu = lse.new_zeros(K, *lse.shape) if tangents else None
 
     G, Dv = q.shape[1] // k.shape[1], v.shape[-1]
-    q_, k_, v_ = _fold(q, G, dtype) * scale, _fold(k, 1, dtype), _fold(v, 1, dtype)
+    k_, v_ = _fold(k, 1, dtype), _fold(v, 1, dtype)
     tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
-    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, scale, tq is not None, tk is not None)
+    q_, L_, R_ = _score_factors(_fold(q, G, dtype), k_, tq_, tk_, scale, tq is not None, tk is not None)
     values_ = _columns(v_, *tv_)
     out_, lse_ = _fold(out, G), _fold(lse.unsqueeze(-1), G)
     t_out_, mu_ = _fold_each(t_out, G, K), _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
 
-    for block in _blocks(q_, k_, is_causal):
-        E = block.scores(block.rows(q_), block.keys(k_), mask)  # [M, R, N]
-        top = E.amax(-1, keepdim=True)
-        if mask is not None:
-            top.masked_fill_(top == -torch.inf, 0.0)
-        E.sub_(top).exp_()
-        total = E.sum(-1, keepdim=True)
-        if mask is not None:
-            top.masked_fill_(total == 0, torch.inf)
-            total.masked_fill_(total == 0, 1.0)
-        block.store(lse_, top + total.log())
-        o, *P_tv = torch.bmm(E, block.keys(values_)).div_(total).split(Dv, dim=-1)
+    blocks = list(_blocks(q_, k_, is_causal))
+    scratch = _scratch(blocks, q_, 2 if K else 1)
+    for block in blocks:
+        P, *tS = (block.over(x) for x in scratch)  # [M, R, N]
+        top = block.scores(block.rows(q_), block.keys(k_), mask, out=P).amax(-1, keepdim=True)
+        row_lse = top - _softmax_(P, mask).amax(-1, keepdim=True).log_()  # the largest probability is exp(top - lse)
+        block.store(lse_, row_lse if mask is None else row_lse.masked_fill_(top == -torch.inf, torch.inf))
+        o, *P_tv = torch.bmm(P, block.keys(values_)).split(Dv, dim=-1)
         block.store(out_, o)
         for i in range(K):
             to = P_tv[i] if P_tv else torch.zeros_like(o)
             if L_[i] is not None:
-                tS = torch.bmm(block.rows(L_[i]), block.keys(R_[i]).mT).mul_(E).div_(total)
-                row_mean = tS.sum(-1, keepdim=True)
-                to = torch.baddbmm(to, tS, block.keys(v_)).addcmul_(row_mean, o, value=-1)
+                P_tS = torch.bmm(block.rows(L_[i]), block.keys(R_[i]).mT, out=tS[0]).mul_(P)
+                row_mean = P_tS.sum(-1, keepdim=True)
+                to = torch.baddbmm(to, P_tS, block.keys(v_)).addcmul_(row_mean, o, value=-1)
                 block.store(mu_[i], row_mean)
             block.store(t_out_[i], to)
     return out, t_out, lse, mu
@@ -101,9 +102,9 @@ def dual_backward(
     ``dtS = P∘(A − a)``, ``dS = P∘(B − c + U∘(A − a))``; ``dQ = s (dS K + dtS tK)``, ``dK = s (dSᵀ Q + dtSᵀ tQ)``,
     ``dV = Pᵀ G + (P∘U)ᵀ H``; ``dtQ = s dtS K``, ``dtK = s dtSᵀ Q``, ``dtV = Pᵀ H``.
 
-    g ``[B, Hq, Nq, Dv]``, h ``[K, B, Hq, Nq, Dv]``, None is zero; the rest as `dual_forward` takes and returns it.
-    Every gradient has its tensor's shape and dtype. Those of the tangents are None where h is, and where the tangent is
-    unless need_tangent_grads.
+    g ``[B, Hq, Nq, Dv]``, h ``[K, B, Hq, Nq, Dv]``, None is zero; the rest as `dual_forward` takes and returns it. lse
+    serves the kernels, whose tiles do not see a whole row. Every gradient has its tensor's shape and dtype. Those of
+    the tangents are None where h is, and where the tangent is unless need_tangent_grads.
     """
     K = 0 if h is None else h.shape[0]
     likes = [x if tx is None else tx[0] for x, tx in ((q, tq), (k, tk), (v, tv))]
@@ -117,58 +118,64 @@ def dual_backward(
     want_tq, want_tk, want_tv = (h is not None and (need_tangent_grads or x is not None) for x in (tq, tk, tv))
 
     G, D, Dv = q.shape[1] // k.shape[1], q.shape[-1], v.shape[-1]
-    q_, k_, v_ = _fold(q, G, dtype) * scale, _fold(k, 1, dtype), _fold(v, 1, dtype)
+    k_, v_ = _fold(k, 1, dtype), _fold(v, 1, dtype)
     tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
-    L_, R_ = _tangent_factors(q_, k_, tq_, tk_, scale, want_tq, want_tk)
+    q_, L_, R_ = _score_factors(_fold(q, G, dtype), k_, tq_, tk_, scale, want_tq, want_tk)
     g_, h_ = None if g is None else _fold(g, G, dtype), _fold_each(h, G, K, dtype)
     cotangents_ = _columns(g_, *h_) if want_tv else g_
     values_ = _columns(None if g is None else v_, *tv_)  # B is the leading cotangents times valuesᵀ
     out_, t_out_ = _fold(out, G, dtype), _fold_each(t_out, G, K, dtype)
-    lse_, mu_ = _fold(lse.unsqueeze(-1), G), _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
+    mu_ = _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
     a_ = [_row_dot(x, out_) for x in h_]
     c_ = sum(_row_dot(x, y) for x, y in ((g_, out_), *zip(h_, t_out_)) if x is not None and y is not None)
 
-    dq_, dk_, dv_ = torch.zeros_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
-    dtq_ = [torch.empty_like(q_) for _ in range(K * want_tq)]
-    dR_ = [k_.new_zeros(*k_.shape[:-1], x.shape[-1]) for x in L_ if x is not None]
-    dvalues_ = None if cotangents_ is None else v_.new_zeros(*v_.shape[:-1], cotangents_.shape[-1])
+    dq_ = q_.new_empty(q_.shape) if want_primal else q_.new_zeros(q_.shape)
+    dtq_ = [q_.new_empty(q_.shape) for _ in range(K * want_tq)]
+    sums = partial(_sums_over_rows, k_, wide=q_.shape[2] >= _WIDE_ROWS)
+    dk_, dv_, dR_ = sums(D), sums(Dv), [sums(x.shape[-1]) for x in R_ if x is not None]
+    dvalues_ = None if cotangents_ is None else sums(cotangents_.shape[-1])
 
-    for block in _blocks(q_, k_, is_causal):
+    blocks = list(_blocks(q_, k_, is_causal))
+    scratch = _scratch(blocks, q_, 4 if K else 2)
+    for block in blocks:
         qb, kb, vb = block.rows(q_), block.keys(k_), block.keys(v_)
-        P = block.scores(qb, kb, mask).sub_(block.rows(lse_)).exp_()  # [M, R, N]
+        P, dS, *of_tangents = (block.over(x) for x in scratch)  # [M, R, N]
+        _softmax_(block.scores(qb, kb, mask, out=P), mask)
         if cotangents_ is not None:
             cotangents = block.rows(cotangents_)
-            block.keys(dvalues_).baddbmm_(P.mT, cotangents)
+            block.accumulate(dvalues_, P, cotangents)
         if want_primal:
             if values_ is None:
-                dS = -block.rows(c_).repeat(1, 1, P.shape[-1])
+                dS.copy_(-block.rows(c_))
             else:
-                dS = torch.bmm(cotangents[..., : values_.shape[-1]], block.keys(values_).mT).sub_(block.rows(c_))
+                torch.bmm(cotangents[..., : values_.shape[-1]], block.keys(values_).mT, out=dS).sub_(block.rows(c_))
         dq = None
         for i in range(K):
             if L_[i] is None:
                 continue
             hb, Lb, Rb = block.rows(h_[i]), block.rows(L_[i]), block.keys(R_[i])
-            W = torch.bmm(hb, vb.mT).sub_(block.rows(a_[i]))
+            W, U = of_tangents
+            torch.bmm(hb, vb.mT, out=W).sub_(block.rows(a_[i]))
             if has_tS:
-                U = torch.bmm(Lb, Rb.mT).sub_(block.rows(mu_[i]))
+                torch.bmm(Lb, Rb.mT, out=U).sub_(block.rows(mu_[i]))
                 dS.addcmul_(U, W)
-                block.keys(dv_).baddbmm_(U.mul_(P).mT, hb)
+                block.accumulate(dv_, U.mul_(P), hb)
             dtS = W.mul_(P)
             dL = torch.bmm(dtS, Rb)
             if want_tq:
                 block.store(dtq_[i], dL[..., :D] * scale)
             if tk is not None:
                 dq = dL[..., -D:] if dq is None else dq + dL[..., -D:]
-            block.keys(dR_[i]).baddbmm_(dtS.mT, Lb)
+            block.accumulate(dR_[i], dtS, Lb)
         if want_primal:
             dS.mul_(P)
-            block.keys(dk_).baddbmm_(dS.mT, qb)
+            block.accumulate(dk_, dS, qb)
             dq = torch.bmm(dS, kb) if dq is None else torch.baddbmm(dq, dS, kb)
             block.store(dq_, dq.mul_(scale))
 
     if tq is not None:
-        dk_ += sum(dR[..., :D] for dR in dR_)
+        for dR in dR_:
+            dk_ += dR[..., :D]
     dcolumns = [] if dvalues_ is None else list(dvalues_.split(Dv, dim=-1))
     if g is not None:
         dv_ += dcolumns.pop(0)
@@ -201,9 +208,27 @@ class _Block(NamedTuple):
         to = _narrow(_narrow(x, 0, self.head_slice), 2, self.row_slice)
         to.copy_(value.view(to.shape))
 
-    def scores(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(M, R, N)``."""
+        heads, rows, keys = (part.stop - part.start for part in (self.head_slice, self.row_slice, self.key_slice))
+        return heads, rows * self.groups, keys
+
+    def accumulate(self, to: Tensor, s: Tensor, x: Tensor) -> None:
+        """Add ``Sᵀ X`` to the keys of ``to``, as ``(Xᵀ S)ᵀ`` where the keys are innermost. s ``[M, R, N]``."""
+        to = self.keys(to)
+        if to.stride(-1) == 1:
+            to.baddbmm_(s.mT, x)
+        else:
+            to.mT.baddbmm_(x.mT, s)
+
+    def over(self, memory: Tensor) -> Tensor:
+        """``[M, R, N]`` on top of scratch memory."""
+        return memory[: math.prod(self.shape)].view(self.shape)
+
+    def scores(self, q: Tensor, k: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
         """``Q Kᵀ`` with mask, Q scaled. q ``[M, R, D]``, k ``[M, N, D]``, mask ``[B, Hq, Nq, Nk]``."""
-        S = torch.bmm(q, k.mT)
+        S = torch.bmm(q, k.mT, out=out)
         if not self.is_causal and mask is None:
             return S
         grouped = S.unflatten(1, (self.groups, -1))
@@ -238,6 +263,19 @@ def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> Iterator[_Block]:
             yield _Block(head_slice, slice(row, last), slice(0, keys), groups, is_causal)
 
 
+def _softmax_(S: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the keys, in place; a row whose every key is masked becomes zero."""
+    nothing = None if mask is None else S.amax(-1, keepdim=True) == -torch.inf
+    P = torch.softmax(S, -1, out=S)
+    return P if nothing is None else P.masked_fill_(nothing, 0.0)
+
+
+def _scratch(blocks: list[_Block], like: Tensor, num: int) -> list[Tensor]:
+    """Memory for ``num`` matrices of a block's scores, shared by all blocks: fresh pages cost as much as a product."""
+    size = max(math.prod(block.shape) for block in blocks)
+    return [like.new_empty(size) for _ in range(num)]
+
+
 def _narrow(x: Tensor, dim: int, part: slice) -> Tensor:
     size = part.stop - part.start
     return x if size == x.shape[dim] else x.narrow(dim, part.start, size)
@@ -266,13 +304,28 @@ def _columns(*parts: Tensor | None) -> Tensor | None:
     return torch.cat(given, dim=-1) if len(given) > 1 else given[0] if given else None
 
 
-def _tangent_factors(
+def _score_factors(
     q: Tensor, k: Tensor, tq: list[Tensor | None], tk: list[Tensor | None], scale: float, want_tq: bool, want_tk: bool
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """``L = s tQ | s Q`` and ``R = K | tK``, so that ``tS = L Rᵀ``; an absent tangent has no columns. q is scaled."""
-    L = [_columns(None if tq_i is None else tq_i * scale, q if want_tk else None) for tq_i in tq]
+) -> tuple[Tensor, list[Tensor | None], list[Tensor | None]]:
+    """``s Q``, ``L = s tQ | s Q`` and ``R = K | tK``, so that ``tS = L Rᵀ``; an absent tangent has no columns."""
+    L = [_scaled(scale, tq_i, q if want_tk else None) for tq_i in tq]
     R = [_columns(k if want_tq else None, tk_i) for tk_i in tk]
-    return L, R
+    if L and want_tk:  # s Q is there already
+        return L[0][..., -q.shape[-1] :], L, R
+    return q * scale, L, R
+
+
+def _scaled(scale: float, *parts: Tensor | None) -> Tensor | None:
+    """:func:`_columns`, times scale."""
+    given = [x for x in parts if x is not None]
+    return torch.cat(given, dim=-1).mul_(scale) if len(given) > 1 else given[0] * scale if given else None
+
+
+def _sums_over_rows(k: Tensor, columns: int, wide: bool) -> Tensor:
+    """Zeros ``[B Hk, 1, N, columns]`` for :meth:`_Block.accumulate`; wide puts the keys innermost in memory."""
+    if wide:
+        return k.new_zeros(*k.shape[:-2], columns, k.shape[-2]).mT
+    return k.new_zeros(*k.shape[:-1], columns)
 
 
 def _row_dot(x: Tensor, y: Tensor) -> Tensor:
