@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Line:
-    """label: what the README calls it. op, mode, shape, dtype, baseline, implementation: of the rows. reason: given
-    where the baseline is the faster."""
+    """label: what the README calls the case. op, mode, shape, dtype, baseline, implementation: of the rows.
+    reason: given where the baseline is the faster."""
 
     label: str
     op: str
@@ -19,7 +19,7 @@ class Line:
 
 
 CALL = "a call takes a fixed time in Python, which so little work does not repay"
-DRAW = "on a CPU a draw that is a function of the step costs more than `torch.randn`"
+DRAW = "noise that is a function of the step takes more arithmetic than `torch.randn`"
 PLAIN, JVP = "forward + backward", "forward + jvp"
 MEANFLOW, TVM = "forward + jvp + plain backward", "forward + jvp + joint backward"
 FP32, BF16, FP16 = "float32", "bfloat16", "float16"
@@ -33,10 +33,10 @@ LINES = (
     Line("flow step, drawn noise, bf16", "flow step", "drawn noise", IMAGES, BF16, "compiled", reason=DRAW),
     Line("training step, digits DiT, batch 128", "training step", "digits DiT", DIGITS, FP32, "eager", reason=DRAW),
     Line("training step, DiT-S/2, batch 1", "training step", "DiT-S/2, CFM", (1, 4, 32, 32), FP32, "flash"),
-    Line("the same, TVM's loss", "training step", "DiT-S/2, TVM", (1, 4, 32, 32), FP32, "math"),
+    Line("training step, DiT-S/2, TVM's loss", "training step", "DiT-S/2, TVM", (1, 4, 32, 32), FP32, "math"),
     Line("training step, DiT-B/2, batch 64", "training step", "DiT-B/2, CFM", LATENTS, BF16, "flash"),
-    Line("the same, MeanFlow's loss", "training step", "DiT-B/2, MeanFlow", LATENTS, BF16, "math"),
-    Line("the same, TVM's loss", "training step", "DiT-B/2, TVM", LATENTS, BF16, "math"),
+    Line("training step, DiT-B/2, MeanFlow's loss", "training step", "DiT-B/2, MeanFlow", LATENTS, BF16, "math"),
+    Line("training step, DiT-B/2, TVM's loss", "training step", "DiT-B/2, TVM", LATENTS, BF16, "math"),
     *(
         Line(f"attention, {label}, N {n}", "attention", mode, (2, 6, n, 64), FP32, baseline, reason=CALL)
         for label, mode, lengths, baseline in (
@@ -56,12 +56,19 @@ LINES = (
         )
         for n in (1024, 4096)
     ),
-    Line("the joint backward, DiT-XL's D 72", "attention", TVM, (64, 16, 256, 72), BF16, "math"),
-    Line("forward + JVP, N 2048, D 64", "attention", JVP, (2, 12, 2048, 64), FP16, "jvp-flash-attention"),
+    Line("attention, forward + JVP + joint backward, D 72, N 256", "attention", TVM, (64, 16, 256, 72), BF16, "math"),
+    Line("attention, forward + JVP, D 64, N 2048", "attention", JVP, (2, 12, 2048, 64), FP16, "jvp-flash-attention"),
     Line("divergence, 16 probes, digits DiT", "divergence", "digits DiT, 16 probes", (32, 1, 8, 8), FP32, "16 VJPs"),
-    Line("", "divergence", "digits DiT, 16 probes", (32, 1, 8, 8), FP32, "16 JVPs"),
-    Line("", "divergence", "digits DiT, 16 probes", (32, 1, 8, 8), FP32, "16 VJPs, one graph"),
-    Line("its exact trace", "divergence", "digits DiT, exact", (32, 1, 8, 8), FP32, "64 VJPs, one graph"),
+    Line("divergence, 16 probes, digits DiT", "divergence", "digits DiT, 16 probes", (32, 1, 8, 8), FP32, "16 JVPs"),
+    Line(
+        "divergence, 16 probes, digits DiT",
+        "divergence",
+        "digits DiT, 16 probes",
+        (32, 1, 8, 8),
+        FP32,
+        "16 VJPs, one graph",
+    ),
+    Line("divergence, exact, digits DiT", "divergence", "digits DiT, exact", (32, 1, 8, 8), FP32, "64 VJPs, one graph"),
     Line("divergence, 16 probes, DiT-B/2", "divergence", "DiT-B/2, 16 probes", (8, 4, 32, 32), BF16, "16 VJPs"),
     Line("mode-seeking guidance, digits DiT", "guidance", "digits DiT", (32, 1, 8, 8), FP32, "tape"),
 )

@@ -50,10 +50,12 @@ def _device(table: Table) -> list[str]:
     shown = [table.own(line) for line in lines]
     rounds = [row["rounds"] for row in shown]
     caption = (
-        f"**{table.device}**; {measured_on(shown)}. Medians of {min(rounds)} to {max(rounds)} rounds that interleave "
-        "fastflow and the baseline: above 1 fastflow is faster, peak memory below 1 is less."
+        f"**{table.device}**; {measured_on(shown)}. Medians of {min(rounds)} rounds or more that interleave fastflow "
+        "and the baseline: above 1 fastflow is faster, peak memory below 1 is less."
     )
-    body = ([cell(table, line) for cell in columns.values()] for line in lines)
+    body = [[cell(table, line) for cell in columns.values()] for line in lines]
+    for above, cells in zip(lines, body[1:]):
+        cells[0] = "" if cells[0] == above.label else cells[0]
     return [caption, "\n".join(markdown(tuple(columns), body, slice(2, -1))), *_reasons(table, lines), *_growth(table)]
 
 
@@ -75,7 +77,7 @@ def _growth(table: Table) -> list[str]:
     curves = [curve for curve in table.curves() if "joint" in curve.mode]
     if not curves:
         return []
-    least, *_, most = curves[0].lengths
+    least, *_, most = max((curve.lengths for curve in curves), key=len)
     powers = ", ".join(f"N^{curve.slope('peak_mb'):.2f} in {curve.implementation}" for curve in curves)
     return [f"From N {least} to {most} the peak memory of attention's joint backward grows as {powers}."]
 

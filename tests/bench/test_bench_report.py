@@ -145,7 +145,10 @@ def test_the_page_has_every_row_the_roofs_and_the_growth(folder):
 
 
 def test_the_readme_tells_how_memory_grows(folder):
-    assert "grows as N^2.00 in math, N^1.00 in fastflow" in readme_for([*pair(CPU, JOINT), *scaling(CPU)])
+    graphs = [{**r, "launch": "graph", "peak_mb": 1.0} for r in scaling(CPU)]
+    text = readme_for([*pair(CPU, JOINT), *scaling(CPU), *graphs])
+    assert "From N 256 to 1024" in text
+    assert "grows as N^2.00 in math, N^1.00 in fastflow" in text
 
 
 def test_checks_stand_on_the_page(folder):
@@ -201,6 +204,8 @@ def test_gpus_come_first_then_the_newest():
 def test_no_case_stands_in_the_readme_twice():
     keys = [(x.op, x.mode, x.shape, x.dtype, x.implementation, x.baseline) for x in LINES]
     assert len(set(keys)) == len(keys)
+    cases = {(x.label, x.op, x.mode, x.shape, x.dtype) for x in LINES}
+    assert len(cases) == len({x.label for x in LINES}), "one label, two cases"
     assert all(Table([], CPU).row(line, "fastflow") is None for line in LINES)
 
 
