@@ -44,6 +44,8 @@ CLASSES = {
 }
 _CLASS_OF = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes.split()}
 
+_TILE = ("BLOCK_M", "BLOCK_N", "TANGENTS")
+
 # Matrix products a tile of the backward: kernels/attention/README.md
 _GEMMS = {"dkdv-plain": 4, "dkdv-primal": 10, "dkdv-joint": 12, "dq-plain": 3, "dq-primal": 8, "dq-joint": 9}
 
@@ -73,7 +75,7 @@ def budget(case: Any, sass: str, registers: int, shared: int) -> dict[str, Any]:
     tensor = {name: totals.pop(name) * case.num_warps // wide for name in ("tensor_flops", "operand_bytes")}
     return {
         "part": part,
-        **{name.lower(): case.constants[name] for name in ("BLOCK_M", "BLOCK_N") if name in case.constants},
+        **{name.lower(): case.constants[name] for name in _TILE if name in case.constants},
         "ctas": ctas_per_sm(registers, shared, case.num_warps),
         "math_flops": math_flops(case),
         "tensor_op": tensor_op,

@@ -74,6 +74,8 @@ def measured(row: dict[str, Any], device_rows: Iterable[dict[str, Any]]) -> floa
         return None
     tile = {"block_m": row["budget"]["block_m"], "block_n": row["budget"]["block_n"]}
     tile |= {"num_warps": row["warps"], "num_stages": row["stages"]}
+    if direction == "forward-many":
+        tile["tangents"] = row["budget"]["tangents"]
     found = [
         (x["shape"][2], x["tflops"])
         for x in device_rows

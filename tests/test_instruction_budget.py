@@ -322,6 +322,13 @@ def test_only_the_same_kernel_on_the_same_chip_is_a_measurement(change):
     assert instruction_budget.measured(row(), [other, timed()]) == 300.0
 
 
+def test_many_tangents_are_a_part_of_the_tile():
+    many = row() | {"case": "forward-many D 64 bf16", "budget": row()["budget"] | {"tangents": 2}}
+    config = timed()["config"]
+    rows = [timed(mode="forward-many", config=config | {"tangents": n}, tflops=100.0 * n) for n in (1, 2, 4)]
+    assert instruction_budget.measured(many, rows) == 200.0
+
+
 def test_the_longest_sequence_counts_and_of_those_the_fastest():
     short, long, slower = timed(shape=[1, 24, 1024, 64], tflops=400.0), timed(), timed(tflops=290.0)
     assert instruction_budget.measured(row(), [short, slower, long]) == 300.0
