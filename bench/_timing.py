@@ -51,8 +51,7 @@ def captured(call: Callable[[], object], warmup: int = 3) -> Callable[[], object
 
 
 def rounds_for(call: Callable[[], object], seconds: float, least: int = 5, most: int = 100) -> int:
-    """How many calls fit into ``seconds``, within bounds."""
-    call()
+    """How many calls of a warm ``call`` fit into ``seconds``, within bounds."""
     synchronize()
     start = time.perf_counter()
     call()
