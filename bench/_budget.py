@@ -15,7 +15,8 @@ TENSOR_PEAK = SMS * CLOCK * TENSOR_ROOF["16-bit"]
 MMA_SYNC = 0.63  # of the roof is what HMMA reaches on Hopper: measured, arXiv:2501.12084
 
 # Threads a clock and SM: CUDA C++ Programming Guide, throughput of native arithmetic instructions, compute capability
-# 9.0. Which classes share a pipe: Nsight Compute's pipeline descriptions (IMAD is on one of the two halves of FMA).
+# 9.0. Which classes share a pipe: Nsight Compute's pipeline descriptions (IMAD is on one of the two halves of FMA, F2FP
+# on ALU, other conversions on MUFU's unit).
 PIPES: dict[str, tuple[int, tuple[str, ...]]] = {
     "MUFU": (16, ("exp2", "other MUFU")),
     "FMA": (128, ("FP32", "IMAD")),
