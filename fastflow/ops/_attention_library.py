@@ -5,14 +5,13 @@ leading K, mask four-dimensional and broadcastable to ``[B, Hq, Nq, Nk]``. An op
 comes back as ``absent``, an empty vector.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from fastflow import _backend
 from fastflow.ops import _attention_aten as aten
@@ -31,14 +30,17 @@ def call(op: Any, *args: Any) -> Any:
 
 
 def _plain(args: tuple[Any, ...]) -> bool:
-    for x in args:
-        if isinstance(x, Tensor) and (
-            type(x) not in (Tensor, torch.nn.Parameter)
-            or _functorch.is_functorch_wrapped_tensor(x)
-            or _functorch.is_legacy_batchedtensor(x)
-        ):
-            return False
-    return not torch._C._len_torch_dispatch_stack()
+    """Whether the dispatcher would only pass these on: no transform or mode, no subclass, no zeros left unwritten."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    keys = torch._C._dispatch_keys
+    return all(keys(x) == _plain_keys(x.device.type) for x in args if isinstance(x, Tensor))
+
+
+@functools.cache
+def _plain_keys(device: str) -> torch._C.DispatchKeySet:
+    with torch.inference_mode(False):
+        return torch._C._dispatch_keys(torch.empty(0, device=device))
 
 
 def _custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
@@ -90,7 +92,7 @@ def attention_backward(
     with _full_precision(q):
         if len(g) == 1 and _native(q, k, v, mask, is_causal, backend):
             return _stacked(aten.backward(g[0], q, k, v, mask, out, lse, scale, is_causal))
-        dual_backward = partial(_kernels(backend, q, k, v)[1], scale=scale, is_causal=is_causal)
+        dual_backward = functools.partial(_kernels(backend, q, k, v)[1], scale=scale, is_causal=is_causal)
         operands = (q, k, v, None, None, None, _expanded(mask, q, k), out, None, lse, None)
         if len(g) == 1:
             return _stacked(dual_backward(g[0], None, *operands)[:3])
