@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._case import is_own
-from bench._lines import LINES
+from bench._lines import LINES, Line
 from bench._rows import Row
 from bench._table import Curve, Table, number
 
@@ -29,29 +29,28 @@ def draw(table: Table, stem: Path) -> list[Path]:
     return drawn
 
 
-def _cases(table: Table) -> dict[str, list[Row]]:
-    """The README's cases by label, with every way of each."""
-    cases: dict[str, list[Row]] = {}
+def _cases(table: Table) -> dict[Line, list[Row]]:
+    """Every way of the README's cases, under the line with the first baseline of each."""
+    lines: dict[str, Line] = {}
     for line in LINES:
         if table.times_as_fast(line) is not None:
-            rows = [row for row in table.rows if table.row(row, line.implementation) == table.own(line)]
-            cases[line.label] = [row for row in rows if row["launch"] == "eager"]
-    return cases
+            lines.setdefault(line.label, line)
+    return {line: table.ways(line) for line in lines.values()}
 
 
-def _bars(cases: Mapping[str, Sequence[Row]], device: str) -> Any:
+def _bars(cases: Mapping[Line, Sequence[Row]], device: str) -> Any:
     figure = _figure(8.0, 0.8 + sum(0.17 * len(rows) + 0.12 for rows in cases.values()))
     axes = figure.add_subplot()
     top, ticks = 0.0, []
-    for label, rows in cases.items():
-        first = next(row["ms"] for row in rows if row["implementation"] == row["baseline"])
+    for line, rows in cases.items():
+        one = next(row["ms"] for row in rows if row["implementation"] == line.baseline)
         for i, row in enumerate(rows):
-            relative, y = row["ms"] / first, top + i
-            axes.barh(y, relative, height=0.82, color=_colour(row), linewidth=0)
+            relative, y = row["ms"] / one, top + i
+            axes.barh(y, relative, height=0.82, color=_colour(row["implementation"], line.baseline), linewidth=0)
             text = f"{row['implementation']}, {number(row['ms'])} ms"
             box = {"facecolor": "white", "linewidth": 0, "pad": 0.8}  # over the line at 1
             axes.annotate(text, (relative, y), (4, 0), textcoords="offset points", va="center", fontsize=7, bbox=box)
-        ticks.append((top + (len(rows) - 1) / 2, label))
+        ticks.append((top + (len(rows) - 1) / 2, line.label))
         top += len(rows) + 0.7
     axes.axvline(1, color=INK, linewidth=0.8, zorder=0)
     axes.set_yticks(*zip(*ticks), fontsize=8)
@@ -64,10 +63,10 @@ def _bars(cases: Mapping[str, Sequence[Row]], device: str) -> Any:
     return figure
 
 
-def _colour(row: Row) -> str:
-    if is_own(row["implementation"]):
-        return OWN if row["implementation"] == "fastflow" else OWN_OTHER
-    return BASELINE if row["implementation"] == row["baseline"] else OTHER
+def _colour(implementation: str, baseline: str) -> str:
+    if is_own(implementation):
+        return OWN if implementation == "fastflow" else OWN_OTHER
+    return BASELINE if implementation == baseline else OTHER
 
 
 def _scaling(curves: Iterable[Curve], device: str) -> Any:

@@ -72,12 +72,15 @@ class Table:
         self.device = device
         self.rows = [row for row in rows if row["device"] == device]
 
-    def row(self, case: Line | Row, implementation: str, launch: str = "eager", mode: str = "") -> Row | None:
-        """That of the same case for another implementation, launch or mode."""
+    def ways(self, case: Line | Row, launch: str = "eager", mode: str = "") -> list[Row]:
+        """Those of a case, launched alike; mode: another one at the same shape."""
         fields = case if isinstance(case, Mapping) else vars(case)
         wanted = {"op": fields["op"], "mode": mode or fields["mode"], "dtype": fields["dtype"]}
-        wanted |= {"implementation": implementation, "launch": launch, "shape": list(fields["shape"])}
-        return next((row for row in self.rows if all(row[name] == value for name, value in wanted.items())), None)
+        wanted |= {"launch": launch, "shape": list(fields["shape"])}
+        return [row for row in self.rows if all(row[name] == value for name, value in wanted.items())]
+
+    def row(self, case: Line | Row, implementation: str, launch: str = "eager", mode: str = "") -> Row | None:
+        return next((row for row in self.ways(case, launch, mode) if row["implementation"] == implementation), None)
 
     def own(self, line: Line) -> Row:
         return self.row(line, line.implementation)
