@@ -133,9 +133,8 @@ def _attempt(case: Case) -> list[Finding]:
 def _row(name: str, findings: Sequence[Finding], stopped: str, seconds: float) -> _rows.Row:
     tried = [x for x in findings if x.share is not None]
     faults = [x for x in findings if x.is_fault]
-    told = [*dict.fromkeys(f"{x.name}: {x.remark or f'{x.share:.2f} of what is allowed'}" for x in faults)][
-        :_MOST_FAULTS
-    ]
+    sentences = (f"{x.name}: {x.remark or f'{x.share:.2f} of what is allowed'}" for x in faults)
+    told = [*dict.fromkeys(sentences)][:_MOST_FAULTS]
     skipped = {x.remark: None for x in findings if x.share is None} | ({stopped: None} if stopped else {})
     worst = max(tried, key=lambda x: math.inf if math.isnan(x.share) else x.share, default=None)
     unfinished = stopped or OUT_OF_TIME in skipped
