@@ -124,8 +124,8 @@ def _sanitized(tool: str, setting: Setting) -> list[Finding]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the program that it runs, too
             return [Finding(tool, None, f"{tool} took more than {seconds:.0f} s")]
-    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+).*", output)
+    summary = re.search(r"ERROR SUMMARY: (\d+).*|RACECHECK SUMMARY: .*\((\d+) errors.*", output)
     if summary is None:
         return [Finding(tool, torch.inf, output.strip()[-200:])]
     ended = Finding(f"{tool}: the program itself", 2.0 * abs(process.returncode), output.strip()[-200:])
-    return [Finding(tool, 2.0 * int(summary[1]), summary[0]), ended]
+    return [Finding(tool, 2.0 * int(summary[1] or summary[2]), summary[0]), ended]

@@ -229,6 +229,8 @@ def test_processes_of_their_own_find_the_same():
     [
         (["========= ERROR SUMMARY: 0 errors"], 0, "pass"),
         (["========= ERROR SUMMARY: 3 errors"], 0, "FAIL"),
+        (["========= RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)"], 0, "pass"),
+        (["========= RACECHECK SUMMARY: 3 hazards displayed (1 errors, 2 warnings)"], 0, "FAIL"),
         (["========= ERROR SUMMARY: 0 errors"], 1, "FAIL"),
         (["no summary"], 0, "FAIL"),
         (["sleeps"], "$(sleep 30)", "skipped"),
