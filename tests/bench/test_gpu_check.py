@@ -75,6 +75,7 @@ def test_a_budget_is_scale_free_and_nan_is_a_fault():
         assert share == pytest.approx(0.5, rel=1e-2)
     assert Finding("", share_of_budget(torch.tensor([1.0, torch.nan]), truth, rounded, 2)).is_fault
     assert Finding("", share_of_budget(rounded[:1], truth, rounded, 2)).is_fault
+    assert [Finding("", share).is_fault for share in (0.0, 1.0, 1.01, None)] == [False, False, True, False]
 
 
 def test_a_configuration_that_is_wrong_is_the_only_fault(monkeypatch):
