@@ -56,7 +56,13 @@ def _device(table: Table) -> list[str]:
     body = [[cell(table, line) for cell in columns.values()] for line in lines]
     for above, cells in zip(lines, body[1:]):
         cells[0] = "" if cells[0] == above.label else cells[0]
-    return [caption, "\n".join(markdown(tuple(columns), body, slice(2, -1))), *_reasons(table, lines), *_growth(table)]
+    return [
+        caption,
+        "\n".join(markdown(tuple(columns), body, slice(2, -1))),
+        *_reasons(table, lines),
+        *_growth(table),
+        *_largest(table),
+    ]
 
 
 def unexplained(table: Table) -> list[Line]:
@@ -80,6 +86,14 @@ def _growth(table: Table) -> list[str]:
     least, *_, most = max((curve.lengths for curve in curves), key=len)
     powers = ", ".join(f"N^{curve.slope('peak_mb'):.2f} in {curve.implementation}" for curve in curves)
     return [f"From N {least} to {most} the peak memory of attention's joint backward grows as {powers}."]
+
+
+def _largest(table: Table) -> list[str]:
+    steps: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row["op"] == "largest batch":
+            steps.setdefault(row["mode"], []).append(f"{row['batch']} in {row['implementation']}")
+    return [f"The largest batch that fits, {step}: {', '.join(batches)}." for step, batches in steps.items()]
 
 
 def _ratio(launch: str) -> Cell:

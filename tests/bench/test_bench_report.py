@@ -151,6 +151,18 @@ def test_the_readme_tells_how_memory_grows(folder):
     assert "grows as N^2.00 in math, N^1.00 in fastflow" in text
 
 
+def test_the_largest_batches_stand_in_the_readme_and_on_the_page(folder):
+    fields = {"op": "largest batch", "mode": "DiT-B/2, TVM", "shape": [4, 32, 32], "images_per_second": 900}
+    largest = [row(GPU, GPU_JOINT, *way, **fields) for way in (("math", 9.0), ("fastflow", 8.0))]
+    for r, batch in zip(largest, (96, 320)):
+        r["batch"] = batch
+        del r["times_as_fast"], r["roof_share"], r["roof_tflops"], r["peak_mb"]  # as test_training.py writes it
+    text = readme_for([*pair(GPU, GPU_JOINT), *largest])
+    assert "The largest batch that fits, DiT-B/2, TVM: 96 in math, 320 in fastflow." in text
+    page = _rows.path_of(GPU).with_suffix(".md").read_text()
+    assert "| DiT-B/2, TVM | fastflow | 320 | 900 |" in page
+
+
 def test_checks_stand_on_the_page(folder):
     check = {
         "check": "same bits",
