@@ -160,7 +160,7 @@ def _row(kernel: Kernel, config: Config, times: list[float]) -> _rows.Row:
 def fastest(rows: Mapping[str, _rows.Row]) -> dict[str, Timed]:
     """Directions to what the table should say of them."""
     return {
-        direction: Timed(Config(**r["config"]), r["ms"], f"{r['ms']} ms, {r['tflops']:.0f} TFLOP/s at {r['shape']}")
+        direction: Timed(Config(**r["config"]), r["ms"], f"{r['ms']} ms at {r['shape']}, {r['device']}")
         for direction, r in rows.items()
     }
 

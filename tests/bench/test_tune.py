@@ -50,6 +50,8 @@ def test_only_what_is_right_is_timed(monkeypatch):
     assert "times the error that is allowed" in refused[WRONG]
     assert "out of resource: shared memory" in refused[LARGE]
     assert len({_rows.key(row) for row in rows}) == 2
+    best = tune.fastest({"forward": rows[0]})["forward"]
+    assert best == (FAST, 500, f"500.0 ms at [1, 2, 33, 16], {_rows.device_name()}")
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
