@@ -34,7 +34,7 @@ def _budgets(setting: Setting, dtype: torch.dtype, widths: tuple[int, ...]) -> I
             yield attention_forward(setting, dtype, width=width, **fields)
         for fields in ({"h": False}, {}):
             yield attention_backward(setting, dtype, width=width, **fields)
-    for fields in ({"is_causal": True}, {"mask": "bool-row"}, {"mask": "bias"}, {"Hk": 2}):
+    for fields in ({"is_causal": True}, {"mask": "bool-row"}, {"mask": "bias"}, {"Hk": 1}):
         yield attention_forward(setting, dtype, width=widths[0], **fields)
         yield attention_backward(setting, dtype, width=widths[0], **fields)
     yield flow_step(setting, dtype, drawn=True, row_size=64 if setting.dry else 4096)
