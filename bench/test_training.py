@@ -62,7 +62,7 @@ def case(name: str, loss: str, size: int) -> Case:
         },
         truth=functools.partial(training.truth, batch),
         budget=1e-1 if CUDA else 1e-4,
-        factor=3.0 if DTYPE == torch.bfloat16 else math.inf,
+        factor=3.0 if CUDA else math.inf,
         floor=floor(training.model, loss, size),
         skipped=UNCOMPILED if loss == "TVM" else {},
     )
