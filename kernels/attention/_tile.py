@@ -161,14 +161,27 @@ def dot_along(p, x, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def load_mask(mask, offs_m, offs_n, nq, nk):
+    """A tile of mask, a matrix or (), as the tuple (tile,) or (). Load it before the product that it is added to.
+
+    After it, Triton gives the online softmax's running maximum the layout of this load, and computes P twice: in that
+    layout and in the product's.
+    """
+    if len(mask) == 0:
+        return ()
+    else:
+        mask_ptrs = mask[0] + (offs_m.to(tl.int64) * mask[1] + offs_n.to(tl.int64) * mask[2])
+        return (tl.load(mask_ptrs, mask=(offs_m < nq) & (offs_n < nk), other=0),)
+
+
+@triton.jit
 def mask_logits(s, mask, offs_m, offs_n, nq, nk, CAUSAL: tl.constexpr, BOUND: tl.constexpr):
-    """Base-2 logits with mask, a matrix or (), applied, and -inf outside the bounds.
+    """Base-2 logits with mask, of load_mask, applied, and -inf outside the bounds.
 
     offs_m, offs_n: query and key indices, one as a column and one as a row: s may be [m, n] or [n, m].
     """
     if len(mask) > 0:
-        mask_ptrs = mask[0] + (offs_m.to(tl.int64) * mask[1] + offs_n.to(tl.int64) * mask[2])
-        bias = tl.load(mask_ptrs, mask=(offs_m < nq) & (offs_n < nk), other=0)
+        bias = mask[0]
         if bias.dtype == tl.int1:
             s = tl.where(bias, s, float("-inf"))
         else:
@@ -219,6 +232,7 @@ def probabilities(
     CAUSAL: tl.constexpr, BOUND: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P of a tile from the saved log-sum-exp, zero where lse is +inf. lse: per query, natural logarithm."""
+    mask = load_mask(mask, per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST), nq, nk)
     s = dot_sides(q, k, None, KEYS_FIRST, PRECISION) * (scale * LOG2_E)
     s = mask_logits(s, mask, per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST), nq, nk, CAUSAL, BOUND)
     return tl.exp2(s - per_query(lse * LOG2_E, KEYS_FIRST))

@@ -15,6 +15,7 @@ from fastflow.kernels.attention._tile import (
     add_scaled_rows,
     dot_along,
     dot_over,
+    load_mask,
     load_rows,
     mask_logits,
     matrix,
@@ -37,6 +38,7 @@ def _absorb_keys(
     m, z, acc, mus, t_accs = state
     DTYPE: tl.constexpr = q[0].dtype
     offs_n = start_n + tl.arange(0, BLOCK_N)
+    mask = load_mask(mask, offs_m[:, None], offs_n[None, :], nq, nk)
     k_rows = load_rows(k, offs_n, nk, HEAD_DIM, DTYPE)
     s = dot_over(q, k_rows, None, PRECISION) * (scale * LOG2_E)
     s = mask_logits(s, mask, offs_m[:, None], offs_n[None, :], nq, nk, CAUSAL, BOUND)
