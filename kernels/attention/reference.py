@@ -8,18 +8,14 @@ Shapes: K tangents; M key heads of a block, G query heads a key head, R = G × (
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_CPU_SCORES = 1 << 19  # scores a block: 2 MiB in float32
+_CPU_SCORES = 1 << 20  # scores a block: 4 MiB in float32
 _GPU_SCORES = 1 << 25
 _MIN_ROWS = 16
-_WIDE_ROWS = (
-    512  # from here on a CPU multiplies Xᵀ S, with its long rows, enough faster than Sᵀ X to pay for a transpose
-)
 
 
 def dual_forward(
@@ -131,9 +127,8 @@ def dual_backward(
 
     dq_ = q_.new_empty(q_.shape) if want_primal else q_.new_zeros(q_.shape)
     dtq_ = [q_.new_empty(q_.shape) for _ in range(K * want_tq)]
-    sums = partial(_sums_over_rows, k_, wide=q_.shape[2] >= _WIDE_ROWS)
-    dk_, dv_, dR_ = sums(D), sums(Dv), [sums(x.shape[-1]) for x in R_ if x is not None]
-    dvalues_ = None if cotangents_ is None else sums(cotangents_.shape[-1])
+    dk_, dv_, dR_ = torch.zeros_like(k_), torch.zeros_like(v_), [torch.zeros_like(x) for x in R_ if x is not None]
+    dvalues_ = None if cotangents_ is None else v_.new_zeros(*v_.shape[:-1], cotangents_.shape[-1])
 
     blocks = list(_blocks(q_, k_, is_causal))
     scratch = _scratch(blocks, q_, 4 if K else 2)
@@ -143,7 +138,7 @@ def dual_backward(
         _softmax_(block.scores(qb, kb, mask, out=P), mask)
         if cotangents_ is not None:
             cotangents = block.rows(cotangents_)
-            block.accumulate(dvalues_, P, cotangents)
+            block.keys(dvalues_).baddbmm_(P.mT, cotangents)
         if want_primal:
             if values_ is None:
                 dS.copy_(-block.rows(c_))
@@ -159,17 +154,17 @@ def dual_backward(
             if has_tS:
                 torch.bmm(Lb, Rb.mT, out=U).sub_(block.rows(mu_[i]))
                 dS.addcmul_(U, W)
-                block.accumulate(dv_, U.mul_(P), hb)
+                block.keys(dv_).baddbmm_(U.mul_(P).mT, hb)
             dtS = W.mul_(P)
             dL = torch.bmm(dtS, Rb)
             if want_tq:
                 block.store(dtq_[i], dL[..., :D] * scale)
             if tk is not None:
                 dq = dL[..., -D:] if dq is None else dq + dL[..., -D:]
-            block.accumulate(dR_[i], dtS, Lb)
+            block.keys(dR_[i]).baddbmm_(dtS.mT, Lb)
         if want_primal:
             dS.mul_(P)
-            block.accumulate(dk_, dS, qb)
+            block.keys(dk_).baddbmm_(dS.mT, qb)
             dq = torch.bmm(dS, kb) if dq is None else torch.baddbmm(dq, dS, kb)
             block.store(dq_, dq.mul_(scale))
 
@@ -214,14 +209,6 @@ class _Block(NamedTuple):
         heads, rows, keys = (part.stop - part.start for part in (self.head_slice, self.row_slice, self.key_slice))
         return heads, rows * self.groups, keys
 
-    def accumulate(self, to: Tensor, s: Tensor, x: Tensor) -> None:
-        """Add ``Sᵀ X`` to the keys of ``to``, as ``(Xᵀ S)ᵀ`` where the keys are innermost. s ``[M, R, N]``."""
-        to = self.keys(to)
-        if to.stride(-1) == 1:
-            to.baddbmm_(s.mT, x)
-        else:
-            to.mT.baddbmm_(x.mT, s)
-
     def over(self, memory: Tensor) -> Tensor:
         """``[M, R, N]`` on top of scratch memory."""
         return memory[: math.prod(self.shape)].view(self.shape)
@@ -249,11 +236,11 @@ class _Block(NamedTuple):
 
 
 def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> Iterator[_Block]:
-    """Blocks of bounded size. q ``[B Hk, G, Nq, D]``, k ``[B Hk, 1, Nk, D]``."""
+    """Blocks of bounded size, on a CPU with a head for every thread. q ``[B Hk, G, Nq, D]``, k ``[B Hk, 1, Nk, D]``."""
     num_heads, groups, num_rows, _ = q.shape
     num_keys = k.shape[2]
-    budget = _CPU_SCORES if q.device.type == "cpu" else _GPU_SCORES
-    rows = min(num_rows, max(_MIN_ROWS, budget // (groups * num_keys)))
+    budget, together = (_CPU_SCORES, torch.get_num_threads()) if q.device.type == "cpu" else (_GPU_SCORES, 1)
+    rows = min(num_rows, max(_MIN_ROWS, budget // (min(num_heads, together) * groups * num_keys)))
     heads = max(1, budget // (groups * rows * num_keys))
     for head in range(0, num_heads, heads):
         for row in range(0, num_rows, rows):
@@ -319,13 +306,6 @@ def _scaled(scale: float, *parts: Tensor | None) -> Tensor | None:
     """:func:`_columns`, times scale."""
     given = [x for x in parts if x is not None]
     return torch.cat(given, dim=-1).mul_(scale) if len(given) > 1 else given[0] * scale if given else None
-
-
-def _sums_over_rows(k: Tensor, columns: int, wide: bool) -> Tensor:
-    """Zeros ``[B Hk, 1, N, columns]`` for :meth:`_Block.accumulate`; wide puts the keys innermost in memory."""
-    if wide:
-        return k.new_zeros(*k.shape[:-2], columns, k.shape[-2]).mT
-    return k.new_zeros(*k.shape[:-1], columns)
 
 
 def _row_dot(x: Tensor, y: Tensor) -> Tensor:
