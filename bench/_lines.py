@@ -18,17 +18,19 @@ class Line:
     reason: str = ""
 
 
-CALL = "a call takes a fixed time in Python, which so little work does not repay"
+CALL = "a call takes a fixed time in Python and dispatch, which so little work does not repay"
 DRAW = "noise that is a function of the step takes more arithmetic than `torch.randn`"
+SUM = "the reference sums a path's terms in fp32, one after another, where `lerp` is one pass in the tensors' own dtype"
+FUNCTION = "it draws its probe, and the dot product with it is a differentiable function; the tape is given the probe"
 PLAIN, JVP = "forward + backward", "forward + jvp"
 MEANFLOW, TVM = "forward + jvp + plain backward", "forward + jvp + joint backward"
 FP32, BF16, FP16 = "float32", "bfloat16", "float16"
 IMAGES, DIGITS, LATENTS = (256, 4, 32, 32), (128, 1, 8, 8), (64, 4, 32, 32)
 
 LINES = (
-    Line("flow step, given noise, fp32", "flow step", "given noise", IMAGES, FP32, "eager"),
+    Line("flow step, given noise, fp32", "flow step", "given noise", IMAGES, FP32, "eager", reason=SUM),
     Line("flow step, drawn noise, fp32", "flow step", "drawn noise", IMAGES, FP32, "eager", reason=DRAW),
-    Line("flow step, given noise, bf16", "flow step", "given noise", IMAGES, BF16, "eager"),
+    Line("flow step, given noise, bf16", "flow step", "given noise", IMAGES, BF16, "eager", reason=SUM),
     Line("flow step, drawn noise, bf16", "flow step", "drawn noise", IMAGES, BF16, "eager", reason=DRAW),
     Line("flow step, drawn noise, bf16", "flow step", "drawn noise", IMAGES, BF16, "compiled", reason=DRAW),
     Line("training step, digits DiT, batch 128", "training step", "digits DiT", DIGITS, FP32, "eager", reason=DRAW),
@@ -79,5 +81,5 @@ LINES = (
     ),
     Line("divergence, exact, digits DiT", "divergence", "digits DiT, exact", (32, 1, 8, 8), FP32, "64 VJPs, one graph"),
     Line("divergence, 16 probes, DiT-B/2", "divergence", "DiT-B/2, 16 probes", (8, 4, 32, 32), BF16, "16 VJPs"),
-    Line("mode-seeking guidance, digits DiT", "guidance", "digits DiT", (32, 1, 8, 8), FP32, "tape"),
+    Line("mode-seeking guidance, digits DiT", "guidance", "digits DiT", (32, 1, 8, 8), FP32, "tape", reason=FUNCTION),
 )

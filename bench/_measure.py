@@ -11,7 +11,7 @@ from bench._timing import captured, interleaved, percentiles, ratio, rounds_for
 from bench.roofline import roof
 
 CUDA = torch.cuda.is_available()
-SECONDS = 0.2 if CUDA else 1.0  # timed for each way, about
+SECONDS = 0.2 if CUDA else 1.5  # timed for each way, about
 MOST_ROUNDS = 30 if CUDA else 100
 
 

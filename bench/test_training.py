@@ -65,6 +65,7 @@ def case(name: str, loss: str, size: int) -> Case:
         factor=3.0 if CUDA else math.inf,
         floor=floor(training.model, loss, size),
         skipped=UNCOMPILED if loss == "TVM" else {},
+        least_rounds=5 if CUDA else 15,
     )
 
 

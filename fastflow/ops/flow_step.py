@@ -11,7 +11,7 @@ from fastflow._validate import check_floating, check_like, check_time
 from fastflow.kernels.flow_step import reference
 from fastflow.kernels.flow_step.reference import Coefficient
 from fastflow.ops import _flow_step_rules as rules
-from fastflow.ops._transforms import complete_tangents
+from fastflow.ops._transforms import complete_tangents, inside_transform
 from fastflow.ops.random import GaussianNoise
 
 Noise = Tensor | GaussianNoise
@@ -129,7 +129,7 @@ def flow_matching_loss(
         loss = rules.squared_error(pred, x1, x0, z, coefficients)
     else:
         pred, *operands = complete_tangents(pred, x1, _tensor(x0, x1), _tensor(z, x1))
-        target = reference.affine(operands, coefficients)
+        target = reference.affine(operands, coefficients, _in_place())
         if weight is None and reduction != "none" and x1.numel():
             return reference.squared_error(pred, target, reduction)
         loss = reference.squared_error(pred, target, "none")
@@ -170,7 +170,11 @@ def _combine(
     if _backend.resolve(backend, "flow_step", *given, x1.new_empty(0, dtype=dtype)) == "triton":
         return rules.affine(x1, x0, z, coefficients, dtype)
     operands = complete_tangents(x1, _tensor(x0, x1), _tensor(z, x1))
-    return reference.affine(operands, coefficients).to(dtype)
+    return reference.affine(operands, coefficients, _in_place()).to(dtype)
+
+
+def _in_place() -> bool:
+    return not (torch.compiler.is_compiling() or inside_transform())
 
 
 def _third_term(noise: Noise | None, cz: Coefficient, path: AffinePath) -> Noise | None:

@@ -260,7 +260,7 @@ def _softmax_(S: Tensor, mask: Tensor | None) -> Tensor:
 def _scratch(blocks: list[_Block], like: Tensor, num: int) -> list[Tensor]:
     """Memory for ``num`` matrices of a block's scores, shared by all blocks: fresh pages cost as much as a product."""
     size = max(math.prod(block.shape) for block in blocks)
-    return [like.new_empty(size) for _ in range(num)]
+    return list(like.new_empty(num, size))
 
 
 def _narrow(x: Tensor, dim: int, part: slice) -> Tensor:

@@ -10,14 +10,17 @@ from torch import Tensor
 Coefficient = Tensor | float
 
 
-def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient]) -> Tensor:
-    """``c1 x1 + c0 x0 + cz z``, at least in fp32. xs: x1, then x0 and z ``[B, ...]`` or None; c: a float or ``[B]``."""
+def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient], in_place: bool = False) -> Tensor:
+    """``c1 x1 + c0 x0 + cz z``, at least in fp32. xs: x1, then x0 and z ``[B, ...]`` or None; c: a float or ``[B]``.
+
+    in_place: add the later terms into the memory of the first, which vmap does not allow.
+    """
     (x1, *rest), (c1, *others) = xs, coefficients
     assert x1 is not None
     total = _term(c1, x1)
     for c, x in zip(others, rest, strict=True):
         if x is not None:
-            total = _accumulate(total, c, x)
+            total = _accumulate(total, c, x, in_place and total is not x1)
     return total
 
 
@@ -46,12 +49,14 @@ def _term(c: Coefficient, x: Tensor) -> Tensor:
     return rows(c, x) * x
 
 
-def _accumulate(total: Tensor, c: Coefficient, x: Tensor) -> Tensor:
+def _accumulate(total: Tensor, c: Coefficient, x: Tensor, in_place: bool) -> Tensor:
     """``total + c x``."""
     x = x.to(accumulation_dtype(x))
+    in_place = in_place and total.dtype == x.dtype
     if isinstance(c, float):
-        return torch.add(total, x, alpha=c)
-    return torch.addcmul(total, rows(c, x), x)
+        return total.add_(x, alpha=c) if in_place else torch.add(total, x, alpha=c)
+    c = rows(c, x)
+    return total.addcmul_(c, x) if in_place else torch.addcmul(total, c, x)
 
 
 def rows(c: Tensor, x: Tensor) -> Tensor:
