@@ -131,10 +131,10 @@ def test_errors_are_relative_where_the_truth_is_not_zero():
 # timing
 
 
-def test_ways_are_called_in_turn():
+def test_ways_are_called_in_turn_and_every_other_round_backwards():
     calls = []
     seconds = _timing.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, warmup=1)
-    assert calls == list("abababab")
+    assert calls == list("baabbaab")
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
