@@ -11,6 +11,13 @@ from bench._timing import synchronize
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="append rows to bench/results/<device>.jsonl")
+    parser.addoption("--full", action="store_true", help="the whole grids, far beyond eight minutes of a GPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ jvp-flash-attention (D = 64, float16, masks).
 The truth is math attention in float64, or fastflow's blocked reference in float64 where that does not fit.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -89,6 +90,18 @@ def on_gpu() -> Iterable[Problem]:
         for mode in (JVP, TVM):
             yield Problem(mode, (2, 12, 1024, 64), torch.float16, tangents=k)
     yield Problem(JVP, (2, 12, 1024, 64), torch.float32)
+
+
+def rest_on_gpu() -> Iterable[Problem]:
+    """What :func:`on_gpu` leaves out of its grids, and compiled math wherever it can be the baseline."""
+    chosen = list(on_gpu())
+    for mask in ("none", "causal", "bool", "additive"):
+        for n in (32, 64, 128, 256, 512, 1024, 2048):
+            grid = (Problem(mode, (2, 12, n, 64), torch.float16, mask) for mode in MODES)
+            yield from (p for p in grid if p not in chosen)
+    for p in chosen:
+        if p.has_tangents and p.tangents == 1 and p.mask == "none" and p.shape[2] >= 256 and not p.compiled:
+            yield dataclasses.replace(p, compiled=True)
 
 
 def math_attention(
@@ -260,7 +273,10 @@ def _id(p: Problem) -> str:
     return f"{p.name} {list(p.shape)} {str(p.dtype).removeprefix('torch.')}"
 
 
-@pytest.mark.parametrize("problem", list(on_gpu() if CUDA else on_cpu()), ids=_id)
+GRID = [*on_gpu(), *(pytest.param(p, marks=pytest.mark.full) for p in rest_on_gpu())] if CUDA else [*on_cpu()]
+
+
+@pytest.mark.parametrize("problem", GRID, ids=_id)
 def test_attention(record, problem):
     torch.manual_seed(0)
     record(attention_case(problem))

@@ -34,22 +34,23 @@ MODELS: dict[str, Callable[[], ff.nn.DiT]] = {
     "DiT-S/2": functools.partial(preset, "S/2"),
     "DiT-B/2": functools.partial(preset, "B/2"),
 }
+PRESETS, LOSSES = ("DiT-S/2", "DiT-B/2"), ("CFM", "MeanFlow", "TVM")
 ON_CPU = [("digits DiT", "MeanFlow", 32), ("digits DiT", "TVM", 32), ("DiT-S/2", "CFM", 1), ("DiT-S/2", "TVM", 1)]
-ON_GPU = [(name, loss, 64) for name in ("DiT-S/2", "DiT-B/2") for loss in ("CFM", "MeanFlow", "TVM")]
-COMPILED = [("DiT-S/2", "MeanFlow")] if CUDA else []  # inductor takes most of a minute for each way
+ON_GPU = [(name, loss, 64) for name in PRESETS for loss in LOSSES]
+COMPILED = ("DiT-S/2", "MeanFlow")  # inductor takes most of a minute for each way: --full compiles the others
 UNCOMPILED = {"compiled": "inductor fails on a gradient through a linear layer's tangent (pytorch#177261)"}
-LARGEST = [("DiT-B/2", "TVM")]
+LARGEST = ("DiT-B/2", "TVM")
 
 
 def baseline(loss: str) -> str:
     return "flash" if loss == "CFM" else "math"
 
 
-def case(name: str, loss: str, size: int) -> Case:
+def case(name: str, loss: str, size: int, compiled: bool) -> Case:
     training = Training(MODELS[name](), loss, DTYPE)
     batch = Batch.draw(size, training.model.input_shape)
     ways = [baseline(loss), "fastflow"]
-    if (name, loss) in COMPILED:
+    if compiled:
         ways = [ways[0], f"{ways[0]} compiled", "fastflow", "fastflow compiled"]
     return Case(
         op="training step",
@@ -82,12 +83,23 @@ def floor(model: ff.nn.DiT, loss: str, size: int) -> roofline.Floor:
 @pytest.mark.parametrize(("name", "loss", "size"), ON_GPU if CUDA else ON_CPU)
 def test_training_step(record, name, loss, size):
     torch.manual_seed(0)
-    torch._dynamo.reset()
-    record(case(name, loss, size))
+    record(case(name, loss, size, compiled=CUDA and (name, loss) == COMPILED))
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not CUDA, reason="compiling takes longer than all else on a CPU")
+@pytest.mark.parametrize("loss", ["CFM", "MeanFlow"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_compiled_training_step(record, name, loss):
+    torch.manual_seed(0)
+    record(case(name, loss, 64, compiled=True))
 
 
 @pytest.mark.skipif(not CUDA, reason="a GPU's memory is what is filled")
-@pytest.mark.parametrize(("name", "loss"), LARGEST)
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [LARGEST, *(pytest.param(n, x, marks=pytest.mark.full) for n in PRESETS for x in LOSSES if (n, x) != LARGEST)],
+)
 def test_largest_batch(name, loss, request):
     torch.manual_seed(0)
     training = Training(MODELS[name](), loss, DTYPE)

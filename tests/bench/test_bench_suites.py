@@ -11,7 +11,7 @@ from bench import test_divergence as divergence
 from bench import test_flow_step as flow_step
 from bench._case import is_own, verify
 
-GPU, CPU = list(attention.on_gpu()), list(attention.on_cpu())
+GPU, REST, CPU = (list(problems()) for problems in (attention.on_gpu, attention.rest_on_gpu, attention.on_cpu))
 LARGEST = {"none": 48, "causal": 32, "bool": 32, "additive": 32}
 
 
@@ -21,7 +21,7 @@ def small(p: attention.Problem) -> attention.Problem:
     return dataclasses.replace(p, shape=(min(b, 2), min(h, 2), min(n, LARGEST[p.mask]), d), compiled=False)
 
 
-@pytest.mark.parametrize("problems", [CPU, GPU], ids=["on a CPU", "on a GPU"])
+@pytest.mark.parametrize("problems", [CPU, GPU, REST], ids=["on a CPU", "on a GPU", "the rest"])
 def test_no_two_attention_cases_write_the_same_row(problems):
     keys = collections.Counter((p.name, p.shape, p.dtype) for p in problems)
     assert max(keys.values()) == 1
@@ -30,13 +30,15 @@ def test_no_two_attention_cases_write_the_same_row(problems):
 def test_the_grids_of_the_peers_are_there():
     masks = {(p.mask, p.mode) for p in GPU if p.shape[3] == 64}
     assert {(mask, mode) for mask in LARGEST for mode in (attention.JVP, attention.TVM)} <= masks
+    grid = {(p.mask, p.mode, p.shape[2]) for p in (*GPU, *REST) if p.shape == (2, 12, p.shape[2], 64)}
+    assert {(mask, mode, 2**i) for mask in LARGEST for mode in attention.MODES for i in range(5, 12)} <= grid
     lengths = {p.shape[2] for p in GPU if p.shape[3] == 128}
     assert lengths == {2**i for i in range(7, 15)}
     assert {p.tangents for p in GPU} == {p.tangents for p in CPU} == {1, 4, 16}
 
 
 @pytest.mark.parametrize("cuda", [False, True], ids=["as on a CPU", "as on a GPU"])
-@pytest.mark.parametrize("problem", sorted({small(p) for p in (*CPU, *GPU)}, key=str), ids=attention._id)
+@pytest.mark.parametrize("problem", sorted({small(p) for p in (*CPU, *GPU, *REST)}, key=str), ids=attention._id)
 def test_attention_cases(problem, cuda, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(attention, "CUDA", cuda)
