@@ -140,6 +140,8 @@ ONE = torch.ones(1, 2)
         (lambda: P.CondOT().coefficients(torch.tensor([0, 1])), TypeError, "t must have a floating point dtype"),
         (lambda: P.CondOT().coefficients(torch.tensor([1.5])), ValueError, r"t must lie in the domain \[0.0, 1.0\]"),
         (lambda: P.VP().coefficients(torch.tensor([1.0])), ValueError, r"domain \[0.0, 0.99999\] of VP"),
+        (lambda: P.CondOT().coefficients(torch.tensor([0.5, -0.1])), ValueError, r"got values in \[-0.1"),
+        (lambda: P.CondOT().coefficients(torch.tensor([0.5, float("nan")])), ValueError, r"got values in \[nan"),
         (lambda: P.CondOT().coefficients(torch.tensor([float("nan")])), ValueError, "t must lie in the domain"),
         (
             lambda: P.sample_times(P.CondOT(), 3, seed=0, distribution="beta"),

@@ -362,6 +362,21 @@ def test_bad_arguments_are_named(call, error, message):
         call()
 
 
+@pytest.mark.parametrize("mapped", range(3))
+def test_vmap_over_one_argument(mapped):
+    x0, x1, t = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4)
+    pred, path = torch.randn(4, 3), ff.paths.Cosine()
+    several = [x.expand(2, *x.shape) * torch.tensor([1.0, 0.5]).view(2, *(1,) * x.ndim) for x in (x0, x1, t)]
+    for function in (
+        lambda x0, x1, t: ff.interpolate(x0, x1, t, path=path),
+        lambda x0, x1, t: ff.flow_matching_loss(pred, x0, x1, t, path=path),
+    ):
+        arguments = [x if i == mapped else x[0] for i, x in enumerate(several)]
+        got = torch.vmap(function, tuple(0 if i == mapped else None for i in range(3)))(*arguments)
+        want = [function(*(x[k] if i == mapped else x[0] for i, x in enumerate(several))) for k in range(2)]
+        torch.testing.assert_close(got, torch.stack(want))
+
+
 def test_a_time_outside_the_domain_is_caught_under_transforms_too():
     def value(t):
         return ff.interpolate(X, X, t, path=P.VP()).sum()

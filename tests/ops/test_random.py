@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastflow as ff
+from fastflow.kernels.noise import reference
 from fastflow.ops.random import permutation, uniform
 
 
@@ -14,6 +15,13 @@ def test_materialize_fills_any_shape_in_contiguous_order():
     assert torch.equal(noise.materialize((4, 6)), flat.view(4, 6))
     assert noise.materialize((0, 3)).shape == (0, 3)
     assert noise.materialize(()).shape == ()
+
+
+@pytest.mark.parametrize("numel", [1, 5, 8192, 40_000])
+def test_every_offset_has_its_own_draw(numel):
+    for offset in (0, 1, 6, 63, 64, 129):
+        assert torch.equal(ff.GaussianNoise(3, offset).materialize((numel,)), reference.gaussian(numel, 3, offset))
+        assert torch.equal(uniform((numel,), 3, offset), reference.uniforms(numel, 3, offset, 1)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
