@@ -22,7 +22,7 @@ class Percentiles(NamedTuple):
 def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3) -> Seconds:
     """Seconds a call, round by round, of every way: by CUDA events after a flush of L2 on a GPU, else by the clock.
 
-    Every other round runs backwards: the first of a round and the last differ by half a percent on a CPU.
+    Every other round runs backwards: which way comes first must not decide.
     """
     clock = _CudaClock() if torch.cuda.is_available() else _wall_clock
     seconds: Seconds = {name: [] for name in ways}

@@ -183,22 +183,19 @@ def _case(
     )
 
 
+needs_gpu = pytest.mark.skipif(not CUDA, reason="seconds a product on a CPU")
+
+
 @pytest.mark.parametrize("num", [1, 4, 16], ids=["1 probe", "4 probes", "16 probes"])
-def test_divergence(record, num):
+@pytest.mark.parametrize("name", [DIGITS, pytest.param(LATENTS, marks=needs_gpu)])
+def test_divergence(record, name, num):
     torch.manual_seed(0)
-    record(estimate_case(DIGITS, num))
+    record(estimate_case(name, num))
 
 
 def test_exact_divergence(record):
     torch.manual_seed(0)
     record(exact_case(DIGITS))
-
-
-@pytest.mark.skipif(not CUDA, reason="seconds a product on a CPU")
-@pytest.mark.parametrize("num", [1, 4, 16], ids=["1 probe", "4 probes", "16 probes"])
-def test_divergence_of_latents(record, num):
-    torch.manual_seed(0)
-    record(estimate_case(LATENTS, num))
 
 
 def test_guidance(record):

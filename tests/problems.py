@@ -6,7 +6,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastflow.paths import Path
+from fastflow.paths import (
+    VP,
+    CondOT,
+    Cosine,
+    Independent,
+    LinearVP,
+    Path,
+    Polynomial,
+    SchrodingerBridge,
+    SigmaMin,
+)  # fmt: skip
+
+PATHS = [
+    CondOT(),
+    SigmaMin(0.1),
+    Cosine(),
+    Polynomial(2),
+    VP(),
+    LinearVP(),
+    Independent(0.1),
+    SchrodingerBridge(0.5),
+]
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,7 @@ from torch import Tensor
 import fastflow as ff
 from fastflow import paths
 from tests._training import trained_digits, trained_points
-from tests.problems import GaussianMixtureFlow
-
-PATHS = [
-    paths.CondOT(),
-    paths.SigmaMin(0.1),
-    paths.Cosine(),
-    paths.Polynomial(2),
-    paths.VP(),
-    paths.LinearVP(),
-    paths.Independent(0.1),
-    paths.SchrodingerBridge(0.5),
-]
+from tests.problems import PATHS, GaussianMixtureFlow
 
 
 def likelihood(flow: GaussianMixtureFlow, x: Tensor, **kwargs) -> ff.likelihood.Likelihood:
