@@ -33,8 +33,9 @@ def _plain(args: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would only pass these on: no transform or mode, no subclass, no zeros left unwritten."""
     if torch._C._len_torch_dispatch_stack():
         return False
-    keys = torch._C._dispatch_keys
-    return all(keys(x) == _plain_keys(x.device.type) for x in args if isinstance(x, Tensor))
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    keys, plain_keys = torch._C._dispatch_keys, _plain_keys(tensors[0].device.type)
+    return all([keys(x) == plain_keys for x in tensors])  # a list: this is run once a product
 
 
 @functools.cache

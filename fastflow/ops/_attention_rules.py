@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from fastflow.ops import _attention_library as library
 from fastflow.ops import _attention_vmap as vmap_rules
-from fastflow.ops._transforms import differentiating
+from fastflow.ops._transforms import differentiating, inside_transform
 
 
 def _forward(op: Any) -> Any:
@@ -49,14 +50,14 @@ class AttentionFunction(torch.autograd.Function):
         if g is None:
             return (None,) * 7
         grads = run(AttentionBackwardFunction, g[None], *ctx.saved_tensors, *_options(ctx))
-        return *(x[0] for x in grads), *(None,) * 4
+        return *(x.squeeze(0) for x in grads), *(None,) * 4
 
     @staticmethod
     def jvp(ctx: Any, tq: Any, tk: Any, tv: Any, t_mask: Any, *_: Any) -> tuple[Tensor, Tensor]:
         _refuse_mask(t_mask is not None)
         q, k, v, mask, out, _lse = ctx.saved_tensors
-        _out, t_out, _lse, mu = AttentionDualFunction.apply(q, k, v, *_single(tq, tk, tv), mask, *_options(ctx))
-        return _laid_out(t_out[0], out.stride()), mu[0]
+        _out, t_out, _lse, mu = AttentionDualFunction.apply(q, k, v, *single(tq, tk, tv), mask, *_options(ctx))
+        return _laid_out(t_out.squeeze(0), out.stride()), mu.squeeze(0)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -98,7 +99,7 @@ class AttentionBackwardFunction(torch.autograd.Function):
         if t_out is None:
             tangents = AttentionBackwardFunction.apply(tg, q, k, v, mask, out, lse, *_options(ctx))
         else:
-            tq, tk, tv, t_out, mu = _single(tq, tk, tv, t_out, mu)
+            tq, tk, tv, t_out, mu = single(tq, tk, tv, t_out, mu)
             of_each = [
                 AttentionDualBackwardFunction.apply(
                     tg_i, g_i[None], q, k, v, tq, tk, tv, mask, out, t_out, lse, mu, *_options(ctx)
@@ -135,7 +136,7 @@ class AttentionDualFunction(torch.autograd.Function):
             return *(None if library.is_absent(x) else x for x in grads), *(None,) * 4
         if g is not None:
             grads = run(AttentionBackwardFunction, g[None], q, k, v, mask, out, lse, *_options(ctx))
-            return *(x[0] for x in grads), *(None,) * 7
+            return *(x.squeeze(0) for x in grads), *(None,) * 7
         return (None,) * 10
 
     @staticmethod
@@ -181,7 +182,15 @@ class AttentionDualBackwardFunction(torch.autograd.Function):
 
 def run(function: Any, *args: Any) -> Any:
     """``function.apply(*args)``, without a graph where nobody can ask for a derivative."""
-    return function.apply(*args) if differentiating(*args) else library.call(function.op, *args)
+    return apply(function, *args) if differentiating(*args) else library.call(function.op, *args)
+
+
+def apply(function: Any, *args: Any) -> Any:
+    """``function.apply(*args)``. Outside of transforms it leaves out the search for defaults, of which there are none:
+    that takes as long as a small product."""
+    if inside_transform():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
 
 
 for function in (AttentionFunction, AttentionBackwardFunction, AttentionDualFunction, AttentionDualBackwardFunction):
@@ -205,7 +214,7 @@ def _options(ctx: Any) -> tuple[float, bool, str]:
     return ctx.scale, ctx.is_causal, ctx.backend
 
 
-def _single(*tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+def single(*tangents: Tensor | None) -> tuple[Tensor | None, ...]:
     """Each with a tangent axis of length 1."""
     return tuple(None if x is None else x.unsqueeze(0) for x in tangents)
 

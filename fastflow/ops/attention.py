@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from fastflow.ops import _attention_library as library
 from fastflow.ops import _attention_math
 from fastflow.ops._attention_checks import Problem, canonical, canonical_tangents
-from fastflow.ops._attention_rules import AttentionDualFunction, AttentionFunction, run
+from fastflow.ops._attention_rules import AttentionDualFunction, AttentionFunction, run, single
 
 logger = logging.getLogger("fastflow")
 
@@ -61,23 +62,24 @@ def attention(
     """
     x = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     primals: tuple[Tensor, ...] = (x.query, x.key, x.value)
-    library.implementation(backend, x.query, x.key, x.value)
-    options = (x.mask, x.scale, x.is_causal)
+    if backend != "auto":
+        library.implementation(backend, x.query, x.key, x.value)
+    options = (x.mask, x.scale, x.is_causal, backend)
     compiling = torch.compiler.is_compiling()
     reason = _why_spelled_out(x)
     if reason is not None:
         if not compiling:
             _log_once(reason)
         q, k, v = _autocast(*primals)
-        out = _attention_math.attention(q, k, v, *options)
+        out = _attention_math.attention(q, k, v, *options[:-1])
     elif (duals := _unpacked(*primals)) is not None:
         primals, tangents = duals
-        call = library.attention_dual if compiling else _dual_below_jvp
-        out, t_out, *_ = call(*_autocast(*primals), *tangents, *options, backend)
-        out = forward_ad.make_dual(out, t_out[0].to(out.dtype))
+        dual = _dual if compiling else _below_jvp(_dual)
+        out = forward_ad.make_dual(*dual(*_autocast(*primals), *tangents, *options))
+    elif compiling:
+        out, _ = library.attention(*_autocast(*primals), *options)
     else:
-        call = library.attention if compiling else functools.partial(run, AttentionFunction)
-        out, _ = call(*_autocast(*primals), *options, backend)
+        out, _ = run(AttentionFunction, *_autocast(*primals), *options)
     return out if out.ndim == len(x.out_shape) else out.reshape(x.out_shape)
 
 
@@ -116,7 +118,7 @@ def attention_jvp(
     x = canonical(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
     library.implementation(backend, x.query, x.key, x.value)
     tangents, num = canonical_tangents((query, key, value), (query_tangent, key_tangent, value_tangent), x.lead)
-    call = library.attention_dual if torch.compiler.is_compiling() else AttentionDualFunction.apply
+    call = library.attention_dual if torch.compiler.is_compiling() else functools.partial(run, AttentionDualFunction)
     if torch.compiler.is_compiling() and set(_transforms()) - {"Vmap"}:
         raise NotImplementedError(
             "attention_jvp inside grad or jvp cannot be compiled; use attention inside torch.func.jvp"
@@ -146,7 +148,7 @@ class replace_sdpa(TorchFunctionMode):  # noqa: N801
 
 
 def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None:
-    """Primals and tangents (with an axis of length 1) where one pass computes both; None elsewhere.
+    """Primals and tangents where one pass computes both; None elsewhere.
 
     That is where the innermost torch.func transform is a jvp. A bare ``forward_ad.dual_level`` keeps its dual tensors,
     because somebody may ask for the tangent of a gradient. Under torch.compile duals are unpacked everywhere, because
@@ -157,18 +159,29 @@ def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None
     duals = [forward_ad.unpack_dual(x) for x in primals]
     if all(x.tangent is None for x in duals):
         return None
-    tangents = (None if x.tangent is None else x.tangent.unsqueeze(0) for x in duals)
-    return tuple(x.primal for x in duals), tuple(tangents)
+    return tuple(x.primal for x in duals), tuple(x.tangent for x in duals)
 
 
-def _dual_below_jvp(*args: Any) -> tuple[Tensor, ...]:
-    """``AttentionDualFunction`` below the innermost jvp, whose work is done; through it is half a millisecond more."""
-    interpreter = retrieve_current_functorch_interpreter()
-    level = interpreter.level()
-    args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
-    with interpreter.lower():
-        outputs = AttentionDualFunction.apply(*args)
-    return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
+def _dual(q: Tensor, k: Tensor, v: Tensor, tq: Any, tk: Any, tv: Any, *options: Any) -> tuple[Tensor, Tensor]:
+    """O and its tangent, for one tangent, in the dtype of O."""
+    compiling = torch.compiler.is_compiling()
+    call = library.attention_dual if compiling else functools.partial(run, AttentionDualFunction)
+    out, t_out, *_ = call(q, k, v, *single(tq, tk, tv), *options)
+    return out, t_out.squeeze(0).to(out.dtype)
+
+
+def _below_jvp(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """``function`` below the innermost jvp, whose work is done; through it is half a millisecond more."""
+
+    def lowered(*args: Any) -> tuple[Tensor, ...]:
+        interpreter = retrieve_current_functorch_interpreter()
+        level = interpreter.level()
+        args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
+        with interpreter.lower():
+            outputs = function(*args)
+        return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
+
+    return lowered
 
 
 @torch.compiler.assume_constant_result

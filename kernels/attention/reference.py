@@ -3,12 +3,14 @@
 The closed forms are derived in README.md beside this file. Query rows are taken in blocks that fit the cache, so memory
 is linear in the sequence lengths. float64 is computed in float64, everything else in float32.
 
-Shapes: K tangents; M key heads of a block, G query heads a key head, R = G × (query rows of a block), N its keys.
+Shapes: K tangents; M key heads of a block, R of its query rows, N of its keys. Rows are those of the G query heads of a
+key head, one after the other: ``[B, Hq, Nq, D]`` is ``[B Hk, G Nq, D]``.
 """
 
+import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,38 +41,39 @@ def dual_forward(
     """
     tangents = [x for x in (tq, tk, tv) if x is not None]
     K = tangents[0].shape[0] if tangents else 0
-    dtype = _compute_dtype(q, k, v, *tangents)
-    out = v.new_empty(*q.shape[:-1], v.shape[-1])
-    lse = out.new_empty(out.shape[:-1], dtype=dtype)
-    t_out = tangents[0].new_empty(K, *out.shape) if tangents else None
-    mu = lse.new_zeros(K, *lse.shape) if tangents else None
+    has_tS = tq is not None or tk is not None
+    Hk, dtype = k.shape[1], _compute_dtype(q, k, v, *tangents)
+    mask = None if mask is None else mask.unflatten(1, (Hk, -1))
+    q_, k_, v_ = (_fold(x, Hk, dtype) for x in (q, k, v))
+    tq_, tk_, tv_ = (_fold_each(x, Hk, K, dtype) for x in (tq, tk, tv))
+    out_ = q_.new_empty(*q_.shape[:2], v.shape[-1])
+    lse_ = q_.new_empty(*q_.shape[:2], 1)
+    t_out_, mu_ = q_.new_empty(K, *out_.shape), q_.new_zeros(K, *lse_.shape)
 
-    G, Dv = q.shape[1] // k.shape[1], v.shape[-1]
-    k_, v_ = _fold(k, 1, dtype), _fold(v, 1, dtype)
-    tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
-    q_, L_, R_ = _score_factors(_fold(q, G, dtype), k_, tq_, tk_, scale, tq is not None, tk is not None)
-    values_ = _columns(v_, *tv_)
-    out_, lse_ = _fold(out, G), _fold(lse.unsqueeze(-1), G)
-    t_out_, mu_ = _fold_each(t_out, G, K), _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
-
-    blocks = list(_blocks(q_, k_, is_causal))
-    scratch = _scratch(blocks, q_, 2 if K else 1)
+    blocks = _blocks(q, k, is_causal)
+    scratch = _scratch(blocks, q_, 2)
     for block in blocks:
-        P, *tS = (block.over(x) for x in scratch)  # [M, R, N]
-        top = block.scores(block.rows(q_), block.keys(k_), mask, out=P).amax(-1, keepdim=True)
-        row_lse = top - _softmax_(P, mask).amax(-1, keepdim=True).log_()  # the largest probability is exp(top - lse)
-        block.store(lse_, row_lse if mask is None else row_lse.masked_fill_(top == -torch.inf, torch.inf))
-        o, *P_tv = torch.bmm(P, block.keys(values_)).split(Dv, dim=-1)
-        block.store(out_, o)
+        P, tS = (block.over(x) for x in scratch)
+        qb, kb, vb = block.at_rows(q_), block.at_keys(k_), block.at_keys(v_)
+        top = block.scores(qb, kb, mask, scale, out=P).amax(-1, keepdim=True)
+        lse = torch.sub(top, _softmax_(P, mask).amax(-1, keepdim=True).log_(), out=block.at_rows(lse_))
+        if mask is not None:
+            lse.masked_fill_(top == -torch.inf, torch.inf)
+        o = _Sum(block.at_rows(out_)).add(P, vb).total()
         for i in range(K):
-            to = P_tv[i] if P_tv else torch.zeros_like(o)
-            if L_[i] is not None:
-                P_tS = torch.bmm(block.rows(L_[i]), block.keys(R_[i]).mT, out=tS[0]).mul_(P)
-                row_mean = P_tS.sum(-1, keepdim=True)
-                to = torch.baddbmm(to, P_tS, block.keys(v_)).addcmul_(row_mean, o, value=-1)
-                block.store(mu_[i], row_mean)
-            block.store(t_out_[i], to)
-    return out, t_out, lse, mu
+            to, tqb = _Sum(block.at_rows(t_out_[i])), block.at_rows(tq_[i])
+            tkb, tvb = block.at_keys(tk_[i]), block.at_keys(tv_[i])
+            to.add(P, tvb)
+            if has_tS:
+                P_tS = _Sum(tS).add(tqb, kb.mT, scale).add(qb, _transposed(tkb), scale).total().mul_(P)
+                mu = torch.sum(P_tS, -1, keepdim=True, out=block.at_rows(mu_[i]))
+                to.add(P_tS, vb).total().addcmul_(mu, o, value=-1)
+
+    rows = q.shape[:-1]
+    out, lse = _cast(out_.view(*rows, v.shape[-1]), v.dtype), lse_.view(rows)
+    if not tangents:
+        return out, None, lse, None
+    return out, _cast(t_out_.view(K, *out.shape), tangents[0].dtype), lse, mu_.view(K, *rows)
 
 
 def dual_backward(
@@ -106,128 +109,138 @@ def dual_backward(
     likes = [x if tx is None else tx[0] for x, tx in ((q, tq), (k, tk), (v, tv))]
     if h is None:
         tq = tk = tv = t_out = mu = None
-    elif need_tangent_grads and (tq is None) != (tk is None):
-        tq, tk = (h.new_zeros(K, *x.shape) if t is None else t for x, t in ((q, tq), (k, tk)))
-    dtype = _compute_dtype(*(x for x in (g, h, q, k, v, tq, tk, tv) if x is not None))
     has_tS = tq is not None or tk is not None
-    want_primal = g is not None or has_tS or tv is not None
+    has_primal = g is not None or has_tS or tv is not None
     want_tq, want_tk, want_tv = (h is not None and (need_tangent_grads or x is not None) for x in (tq, tk, tv))
 
-    G, D, Dv = q.shape[1] // k.shape[1], q.shape[-1], v.shape[-1]
-    k_, v_ = _fold(k, 1, dtype), _fold(v, 1, dtype)
-    tq_, tk_, tv_ = _fold_each(tq, G, K, dtype), _fold_each(tk, 1, K, dtype), _fold_each(tv, 1, K, dtype)
-    q_, L_, R_ = _score_factors(_fold(q, G, dtype), k_, tq_, tk_, scale, want_tq, want_tk)
-    g_, h_ = None if g is None else _fold(g, G, dtype), _fold_each(h, G, K, dtype)
-    cotangents_ = _columns(g_, *h_) if want_tv else g_
-    values_ = _columns(None if g is None else v_, *tv_)  # B is the leading cotangents times valuesᵀ
-    out_, t_out_ = _fold(out, G, dtype), _fold_each(t_out, G, K, dtype)
-    mu_ = _fold_each(None if mu is None else mu.unsqueeze(-1), G, K)
-    a_ = [_row_dot(x, out_) for x in h_]
-    c_ = sum(_row_dot(x, y) for x, y in ((g_, out_), *zip(h_, t_out_)) if x is not None and y is not None)
+    Hk, dtype = k.shape[1], _compute_dtype(*(x for x in (g, h, q, k, v, tq, tk, tv) if x is not None))
+    mask = None if mask is None else mask.unflatten(1, (Hk, -1))
+    q_, k_, v_ = (_fold(x, Hk, dtype) for x in (q, k, v))
+    tq_, tk_, tv_ = (_fold_each(x, Hk, K, dtype) for x in (tq, tk, tv))
+    g_, h_ = None if g is None else _fold(g, Hk, dtype), _fold_each(h, Hk, K, dtype)
+    out_, t_out_ = _fold(out, Hk, dtype), _fold_each(t_out, Hk, K, dtype)
+    mu_ = _fold_each(None if mu is None else mu.unsqueeze(-1), Hk, K, dtype)
+    a_ = [_row_dot((x, out_)) for x in h_]
+    c_ = _row_dot((g_, out_), *zip(h_, t_out_)) if has_primal else None
 
-    dq_ = q_.new_empty(q_.shape) if want_primal else q_.new_zeros(q_.shape)
-    dtq_ = [q_.new_empty(q_.shape) for _ in range(K * want_tq)]
-    dk_, dv_, dR_ = torch.zeros_like(k_), torch.zeros_like(v_), [torch.zeros_like(x) for x in R_ if x is not None]
-    dvalues_ = None if cotangents_ is None else v_.new_zeros(*v_.shape[:-1], cotangents_.shape[-1])
-
-    blocks = list(_blocks(q_, k_, is_causal))
-    scratch = _scratch(blocks, q_, 4 if K else 2)
+    wanted = want_tq, want_tk, want_tv
+    new = q_.new_zeros if is_causal and k.shape[2] > q.shape[2] else q_.new_empty  # causal: there are keys nobody sees
+    dq_, dk_, dv_ = (new(x.shape) for x in (q_, k_, v_))
+    dtq_, dtk_, dtv_ = (new(K * want, *x.shape) for x, want in zip((q_, k_, v_), wanted))
+    blocks = _blocks(q, k, is_causal)
+    scratch = _scratch(blocks, q_, 4)
     for block in blocks:
-        qb, kb, vb = block.rows(q_), block.keys(k_), block.keys(v_)
-        P, dS, *of_tangents = (block.over(x) for x in scratch)  # [M, R, N]
-        _softmax_(block.scores(qb, kb, mask, out=P), mask)
-        if cotangents_ is not None:
-            cotangents = block.rows(cotangents_)
-            block.keys(dvalues_).baddbmm_(P.mT, cotangents)
-        if want_primal:
-            if values_ is None:
-                dS.copy_(-block.rows(c_))
-            else:
-                torch.bmm(cotangents[..., : values_.shape[-1]], block.keys(values_).mT, out=dS).sub_(block.rows(c_))
-        dq = None
+        P, dS, W, U = (block.over(x) for x in scratch)
+        qb, kb, vb, gb = block.at_rows(q_), block.at_keys(k_), block.at_keys(v_), block.at_rows(g_)
+        dq, dk, dv = _Sum(block.at_rows(dq_)), block.sum_at_keys(dk_), block.sum_at_keys(dv_)
+        _softmax_(block.scores(qb, kb, mask, scale, out=P), mask)
+        if gb is not None:
+            dv.add(P.mT, gb)
+        if has_primal:
+            B = _Sum(dS).add(gb, vb.mT)
+            for h_i, tv_i in zip(h_, tv_):
+                B.add(block.at_rows(h_i), _transposed(block.at_keys(tv_i)))
+            B.total().sub_(block.at_rows(c_))
         for i in range(K):
-            if L_[i] is None:
+            hb, tqb, tkb = block.at_rows(h_[i]), block.at_rows(tq_[i]), block.at_keys(tk_[i])
+            if want_tv:
+                block.sum_at_keys(dtv_[i]).add(P.mT, hb)
+            if not (want_tq or want_tk):
                 continue
-            hb, Lb, Rb = block.rows(h_[i]), block.rows(L_[i]), block.keys(R_[i])
-            W, U = of_tangents
-            torch.bmm(hb, vb.mT, out=W).sub_(block.rows(a_[i]))
+            _Sum(W).add(hb, vb.mT).total().sub_(block.at_rows(a_[i]))
             if has_tS:
-                torch.bmm(Lb, Rb.mT, out=U).sub_(block.rows(mu_[i]))
-                dS.addcmul_(U, W)
-                block.keys(dv_).baddbmm_(U.mul_(P).mT, hb)
+                tS = _Sum(U).add(tqb, kb.mT, scale).add(qb, _transposed(tkb), scale).total()
+                dS.addcmul_(tS.sub_(block.at_rows(mu_[i])), W)
+                dv.add(U.mul_(P).mT, hb)
             dtS = W.mul_(P)
-            dL = torch.bmm(dtS, Rb)
+            dq.add(dtS, tkb, scale)
+            dk.add(dtS.mT, tqb, scale)
             if want_tq:
-                block.store(dtq_[i], dL[..., :D] * scale)
-            if tk is not None:
-                dq = dL[..., -D:] if dq is None else dq + dL[..., -D:]
-            block.keys(dR_[i]).baddbmm_(dtS.mT, Lb)
-        if want_primal:
+                _Sum(block.at_rows(dtq_[i])).add(dtS, kb, scale)
+            if want_tk:
+                block.sum_at_keys(dtk_[i]).add(dtS.mT, qb, scale)
+        if has_primal:
             dS.mul_(P)
-            block.keys(dk_).baddbmm_(dS.mT, qb)
-            dq = torch.bmm(dS, kb) if dq is None else torch.baddbmm(dq, dS, kb)
-            block.store(dq_, dq.mul_(scale))
+            dq.add(dS, kb, scale)
+            dk.add(dS.mT, qb, scale)
+        for dx in (dq, dk, dv):
+            dx.total()
 
-    if tq is not None:
-        for dR in dR_:
-            dk_ += dR[..., :D]
-    dcolumns = [] if dvalues_ is None else list(dvalues_.split(Dv, dim=-1))
-    if g is not None:
-        dv_ += dcolumns.pop(0)
-    dtangents = (dtq_, [dR[..., -D:] for dR in dR_] if want_tk else [], dcolumns)
+    dtangents = zip((dtq_, dtk_, dtv_), likes, wanted)
     return (
-        *(_unfold(dx, x) for dx, x in zip((dq_, dk_, dv_), (q, k, v))),
-        *(_stacked([_unfold(dx, x) for dx in dxs]) if dxs else None for dxs, x in zip(dtangents, likes)),
+        *(_cast(dx.view(x.shape), x.dtype) for dx, x in zip((dq_, dk_, dv_), (q, k, v))),
+        *(_cast(dtx.view(K, *x.shape), x.dtype) if want else None for dtx, x, want in dtangents),
     )
 
 
+class _Sum:
+    """A sum of products ``s X Y``, in memory that holds nothing yet, or the first part of the sum."""
+
+    __slots__ = ("out", "started")
+
+    def __init__(self, out: Tensor, started: bool = False) -> None:
+        self.out, self.started = out, started
+
+    def add(self, x: Tensor | None, y: Tensor | None, scale: float = 1.0) -> "_Sum":
+        """An absent factor is zero."""
+        if x is not None and y is not None:
+            self.out.baddbmm_(x, y, beta=int(self.started), alpha=scale)
+            self.started = True
+        return self
+
+    def total(self) -> Tensor:
+        if not self.started:
+            self.out.zero_()
+            self.started = True
+        return self.out
+
+
 class _Block(NamedTuple):
-    """Key heads, query rows and the keys those rows may see: slices of B·Hk, Nq and Nk."""
+    """Key heads, query rows and the keys those rows may see.
 
-    head_slice: slice
-    row_slice: slice
-    key_slice: slice
-    groups: int
+    The rows are those of all groups, or of one group from its query ``first`` on.
+    """
+
+    heads: slice  # of B·Hk
+    rows: slice  # of G·Nq
+    keys: slice  # of Nk
+    groups: slice  # of G
+    first: int
     is_causal: bool
+    is_first: bool  # of those that see these keys
+    shape: tuple[int, int, int]  # (M, R, N)
+    size: int
 
-    def rows(self, x: Tensor) -> Tensor:
-        """``[B Hk, G, Nq, D]`` to ``[M, R, D]``."""
-        return _narrow(_narrow(x, 0, self.head_slice), 2, self.row_slice).flatten(1, 2)
+    def at_rows(self, x: Tensor | None) -> Any:
+        """``[B Hk, G Nq, D]`` to ``[M, R, D]``, a view."""
+        return None if x is None else _narrow(_narrow(x, 0, self.heads), 1, self.rows)
 
-    def keys(self, x: Tensor) -> Tensor:
-        """``[B Hk, 1, Nk, D]`` to ``[M, N, D]``, a view."""
-        return _narrow(_narrow(x.squeeze(1), 0, self.head_slice), 1, self.key_slice)
+    def at_keys(self, x: Tensor | None) -> Any:
+        """``[B Hk, Nk, D]`` to ``[M, N, D]``, a view."""
+        return None if x is None else _narrow(_narrow(x, 0, self.heads), 1, self.keys)
 
-    def store(self, x: Tensor, value: Tensor) -> None:
-        """Write ``[M, R, D]`` into its rows of ``[B Hk, G, Nq, D]``."""
-        to = _narrow(_narrow(x, 0, self.head_slice), 2, self.row_slice)
-        to.copy_(value.view(to.shape))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(M, R, N)``."""
-        heads, rows, keys = (part.stop - part.start for part in (self.head_slice, self.row_slice, self.key_slice))
-        return heads, rows * self.groups, keys
+    def sum_at_keys(self, x: Tensor) -> _Sum:
+        """The sum over all rows that see these keys."""
+        return _Sum(self.at_keys(x), started=not self.is_first)
 
     def over(self, memory: Tensor) -> Tensor:
         """``[M, R, N]`` on top of scratch memory."""
-        return memory[: math.prod(self.shape)].view(self.shape)
+        return _narrow(memory, 0, slice(0, self.size)).view(self.shape)
 
-    def scores(self, q: Tensor, k: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
-        """``Q Kᵀ`` with mask, Q scaled. q ``[M, R, D]``, k ``[M, N, D]``, mask ``[B, Hq, Nq, Nk]``."""
-        S = torch.bmm(q, k.mT, out=out)
+    def scores(self, q: Tensor, k: Tensor, mask: Tensor | None, scale: float, out: Tensor) -> Tensor:
+        """``s Q Kᵀ`` with mask. q ``[M, R, D]``, k ``[M, N, D]``, mask ``[B, Hk, G, Nq, Nk]``."""
+        S = _Sum(out).add(q, k.mT, scale).total()
         if not self.is_causal and mask is None:
             return S
-        grouped = S.unflatten(1, (self.groups, -1))
-        first = self.row_slice.start
-        if self.is_causal and first < k.shape[1]:
-            corner = grouped[..., first:]
+        grouped = S.unflatten(1, (self.groups.stop - self.groups.start, -1))
+        if self.is_causal and self.first < k.shape[1]:
+            corner = grouped[..., self.first :]
             corner.masked_fill_(torch.ones(corner.shape[-2:], dtype=torch.bool, device=S.device).triu(1), -torch.inf)
         if mask is not None:
-            heads = mask.shape[1] // self.groups
-            index = torch.arange(self.head_slice.start, self.head_slice.stop, device=mask.device)
-            mask = mask.unflatten(1, (heads, self.groups))[..., self.row_slice, self.key_slice]
-            mask = mask[index // heads, index % heads]  # [M, G, R / G, N]
+            queries = slice(self.first, self.first + grouped.shape[2])
+            head = torch.arange(self.heads.start, self.heads.stop, device=mask.device)
+            mask = mask[..., self.groups, queries, self.keys]
+            mask = mask[head // mask.shape[1], head % mask.shape[1]]  # [M, G, R / G, N]
             if mask.dtype == torch.bool:
                 grouped.masked_fill_(~mask, -torch.inf)
             else:
@@ -235,19 +248,46 @@ class _Block(NamedTuple):
         return S
 
 
-def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> Iterator[_Block]:
-    """Blocks of bounded size, on a CPU with a head for every thread. q ``[B Hk, G, Nq, D]``, k ``[B Hk, 1, Nk, D]``."""
-    num_heads, groups, num_rows, _ = q.shape
-    num_keys = k.shape[2]
+def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> tuple[_Block, ...]:
+    """Blocks of bounded size, on a CPU with a head for every thread. q ``[B, Hq, Nq, D]``, k ``[B, Hk, Nk, D]``."""
     budget, together = (_CPU_SCORES, torch.get_num_threads()) if q.device.type == "cpu" else (_GPU_SCORES, 1)
-    rows = min(num_rows, max(_MIN_ROWS, budget // (min(num_heads, together) * groups * num_keys)))
-    heads = max(1, budget // (groups * rows * num_keys))
+    heads, groups = k.shape[0] * k.shape[1], q.shape[1] // k.shape[1]
+    return _partition(heads, groups, q.shape[2], k.shape[2], is_causal, budget, together)
+
+
+@functools.lru_cache(maxsize=256)
+def _partition(
+    num_heads: int, num_groups: int, num_queries: int, num_keys: int, is_causal: bool, budget: int, together: int
+) -> tuple[_Block, ...]:
+    most = max(_MIN_ROWS, budget // (max(1, min(num_heads, together)) * num_keys))
+    groups = num_groups if num_groups * num_queries <= most else 1
+    queries = min(num_queries, most)
+    heads = max(1, budget // max(1, groups * queries * num_keys))
+    firsts = list(range(0, num_queries, queries)) if queries else []
+    if is_causal:
+        firsts.reverse()  # the last queries see the most keys: they start the sums
+    blocks = []
     for head in range(0, num_heads, heads):
-        for row in range(0, num_rows, rows):
-            last = min(row + rows, num_rows)
-            keys = min(last, num_keys) if is_causal else num_keys
-            head_slice = slice(head, min(head + heads, num_heads))
-            yield _Block(head_slice, slice(row, last), slice(0, keys), groups, is_causal)
+        for group in range(0, num_groups, groups):
+            for first in firsts:
+                last, last_head = min(first + queries, num_queries), min(head + heads, num_heads)
+                start, num_rows = group * num_queries + first, (groups - 1) * num_queries + last - first
+                seen = min(last, num_keys) if is_causal else num_keys
+                shape = (last_head - head, num_rows, seen)
+                blocks.append(
+                    _Block(
+                        heads=slice(head, last_head),
+                        rows=slice(start, start + num_rows),
+                        keys=slice(0, seen),
+                        groups=slice(group, group + groups),
+                        first=first,
+                        is_causal=is_causal,
+                        is_first=group == 0 and first == firsts[0],
+                        shape=shape,
+                        size=math.prod(shape),
+                    )
+                )
+    return tuple(blocks)
 
 
 def _softmax_(S: Tensor, mask: Tensor | None) -> Tensor:
@@ -257,10 +297,19 @@ def _softmax_(S: Tensor, mask: Tensor | None) -> Tensor:
     return P if nothing is None else P.masked_fill_(nothing, 0.0)
 
 
-def _scratch(blocks: list[_Block], like: Tensor, num: int) -> list[Tensor]:
+def _row_dot(*pairs: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    """Row sums of ``Σ X∘Y`` over the pairs that are both there, at least one."""
+    first, *rest = ((x, y) for x, y in pairs if x is not None and y is not None)
+    total = torch.mul(*first)
+    for x, y in rest:
+        total.addcmul_(x, y)
+    return total.sum(-1, keepdim=True)
+
+
+def _scratch(blocks: Sequence[_Block], like: Tensor, num: int) -> Sequence[Tensor]:
     """Memory for ``num`` matrices of a block's scores, shared by all blocks: fresh pages cost as much as a product."""
-    size = max(math.prod(block.shape) for block in blocks)
-    return list(like.new_empty(num, size))
+    size = max((block.size for block in blocks), default=0)
+    return like.new_empty(num, size).unbind()
 
 
 def _narrow(x: Tensor, dim: int, part: slice) -> Tensor:
@@ -268,48 +317,23 @@ def _narrow(x: Tensor, dim: int, part: slice) -> Tensor:
     return x if size == x.shape[dim] else x.narrow(dim, part.start, size)
 
 
-def _fold(x: Tensor, groups: int, dtype: torch.dtype | None = None) -> Tensor:
-    """``[B, H, N, D]`` to ``[B H / G, G, N, D]``: a view where x is contiguous and has the dtype."""
-    return x.to(dtype or x.dtype).reshape(-1, groups, *x.shape[2:])
+def _fold(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """``[..., B, H, N, D]`` to ``[..., B Hk, H / Hk · N, D]``: a view where x is contiguous and has the dtype. heads:
+    Hk."""
+    *K, B, H, N, D = x.shape
+    return _cast(x, dtype).reshape(*K, B * heads, H // heads * N, D)
 
 
-def _fold_each(x: Tensor | None, groups: int, num: int, dtype: torch.dtype | None = None) -> list[Tensor | None]:
-    return [None] * num if x is None else [_fold(x_i, groups, dtype) for x_i in x]
+def _fold_each(x: Tensor | None, heads: int, num: int, dtype: torch.dtype) -> Sequence[Tensor | None]:
+    return [None] * num if x is None else _fold(x, heads, dtype).unbind()
 
 
-def _unfold(x: Tensor, like: Tensor) -> Tensor:
-    return x.to(like.dtype).reshape(like.shape).contiguous()
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
-    return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
-
-
-def _columns(*parts: Tensor | None) -> Tensor | None:
-    """The given parts side by side: one deep or wide product in place of several."""
-    given = [x for x in parts if x is not None]
-    return torch.cat(given, dim=-1) if len(given) > 1 else given[0] if given else None
-
-
-def _score_factors(
-    q: Tensor, k: Tensor, tq: list[Tensor | None], tk: list[Tensor | None], scale: float, want_tq: bool, want_tk: bool
-) -> tuple[Tensor, list[Tensor | None], list[Tensor | None]]:
-    """``s Q``, ``L = s tQ | s Q`` and ``R = K | tK``, so that ``tS = L Rᵀ``; an absent tangent has no columns."""
-    L = [_scaled(scale, tq_i, q if want_tk else None) for tq_i in tq]
-    R = [_columns(k if want_tq else None, tk_i) for tk_i in tk]
-    if L and want_tk:  # s Q is there already
-        return L[0][..., -q.shape[-1] :], L, R
-    return q * scale, L, R
-
-
-def _scaled(scale: float, *parts: Tensor | None) -> Tensor | None:
-    """:func:`_columns`, times scale."""
-    given = [x for x in parts if x is not None]
-    return torch.cat(given, dim=-1).mul_(scale) if len(given) > 1 else given[0] * scale if given else None
-
-
-def _row_dot(x: Tensor, y: Tensor) -> Tensor:
-    return (x * y).sum(-1, keepdim=True)
+def _transposed(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.mT
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
