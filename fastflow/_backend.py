@@ -78,11 +78,11 @@ def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "referenc
     wanted = requested(backend)
     if wanted == "reference":
         return "reference", None if backend == wanted else "FASTFLOW_BACKEND=reference"
+    if wanted == "auto" and tensors and all(x.device.type == "cpu" for x in tensors):
+        return "reference", "the tensors are on the CPU (Triton's interpreter is for tests, with backend='triton')"
     reason = why_not_triton(*tensors)
     if wanted == "triton":
         return "triton", reason
-    if reason is None and tensors and all(x.device.type == "cpu" for x in tensors):
-        reason = "the tensors are on the CPU; the interpreter is for tests, ask for it with backend='triton'"
     return ("triton" if reason is None else "reference"), reason
 
 

@@ -27,8 +27,10 @@ def canonical(
     query: Any, key: Any, value: Any, attn_mask: Any, dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: bool
 ) -> Problem:
     """Check the arguments of :func:`fastflow.attention` and bring them to four dimensions."""
-    _check_operands(query, key, value)
-    _check_heads(query, key, value, enable_gqa)
+    alike = _are_alike(query, key, value)
+    if not alike:
+        _check_operands(query, key, value)
+        _check_heads(query, key, value, enable_gqa)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else _number("scale", scale)
     if _number("dropout_p", dropout_p) != 0:
         raise NotImplementedError(
@@ -37,6 +39,9 @@ def canonical(
         )
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
+    if alike and attn_mask is None:
+        shape = tuple(query.shape)
+        return Problem(query, key, value, None, scale, is_causal, shape[:1], shape)
     lead = _common_lead(query, key, value)
     rows = (*lead, *query.shape[-3:-1])
     if attn_mask is not None:
@@ -46,6 +51,21 @@ def canonical(
     out_shape = (*rows, value.shape[-1])
     query, key, value = (four_dimensional(x, lead) for x in (query, key, value))
     return Problem(query, key, value, attn_mask, scale, is_causal, lead, out_shape)
+
+
+def _are_alike(query: Any, key: Any, value: Any) -> bool:
+    """Whether this is plain self-attention, four-dimensional already: what trainers call, and soon checked."""
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        return False
+    shape, dtype, device = query.shape, query.dtype, query.device
+    return (
+        len(shape) == 4
+        and shape == key.shape == value.shape
+        and dtype == key.dtype == value.dtype
+        and device == key.device == value.device
+        and dtype.is_floating_point
+        and shape[2] > 0 < shape[3]
+    )
 
 
 def canonical_tangents(

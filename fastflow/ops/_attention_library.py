@@ -3,6 +3,10 @@
 Shapes: q ``[B, Hq, Nq, D]``, k ``[B, Hk, Nk, D]``, v ``[B, Hk, Nk, Dv]``, tangents and cotangents of tangents with a
 leading K, mask four-dimensional and broadcastable to ``[B, Hq, Nq, Nk]``. An op cannot return None: what is not wanted
 comes back as ``absent``, an empty vector.
+
+``state`` is what a backward wants to know of the softmax: lse ``[B, Hq, Nq]``, or P ``[B, Hq, Nq, Nk]`` where rows are
+short (:func:`_has_short_rows`) and no kernel serves. ``t_state`` are its tangents: mu ``[K, B, Hq, Nq]``, or
+``P∘(tS − mu)``.
 """
 
 import functools
@@ -15,27 +19,29 @@ from torch import Tensor
 
 from fastflow import _backend
 from fastflow.ops import _attention_aten as aten
+from fastflow.ops import _attention_short as short
 
 Quad = tuple[Tensor, Tensor, Tensor, Tensor]
 Sextet = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 MAX_HEAD_DIM = 256
+_NOTHING: AbstractContextManager[object] = nullcontext()
 _implementations: dict[Any, Callable[..., Any]] = {}
 
 
 def call(op: Any, *args: Any) -> Any:
     """``op(*args)``, past the dispatcher where nothing maps or traces the arguments: it costs as much as a small
     product. For callers without a graph to record."""
-    return (_implementations[op] if _plain(args) else op)(*args)
+    return (_implementations[op] if plain(*args) else op)(*args)
 
 
-def _plain(args: tuple[Any, ...]) -> bool:
+def plain(*args: Any) -> bool:
     """Whether the dispatcher would only pass these on: no transform or mode, no subclass, no zeros left unwritten."""
     if torch._C._len_torch_dispatch_stack():
         return False
     tensors = [x for x in args if isinstance(x, Tensor)]
     keys, plain_keys = torch._C._dispatch_keys, _plain_keys(tensors[0].device.type)
-    return all([keys(x) == plain_keys for x in tensors])  # a list: this is run once a product
+    return all(keys(x) == plain_keys for x in tensors)
 
 
 @functools.cache
@@ -62,15 +68,17 @@ def is_absent(x: Tensor) -> bool:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """out ``[B, Hq, Nq, Dv]`` and lse ``[B, Hq, Nq]``."""
+    """out ``[B, Hq, Nq, Dv]`` and state."""
     with _full_precision(q):
+        if _is_short(q, k, v, mask, is_causal, backend):
+            return short.forward(q, k, v, scale)
         if _native(q, k, v, mask, is_causal, backend):
             return aten.forward(q, k, v, mask, scale, is_causal)
         dual_forward = _kernels(backend, q, k, v)[0]
-        out, _, lse, _ = dual_forward(
+        out, _, state, _ = dual_forward(
             q, k, v, None, None, None, _expanded(mask, q, k), scale=scale, is_causal=is_causal
         )
-    return out, lse
+    return out, state
 
 
 @attention.register_fake
@@ -78,35 +86,50 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     rows = q.shape[:-1]
-    lse = q.new_empty(rows, dtype=_row_dtype(q))  # ATen's own fake has it in float32 for float64 (2.11)
+    state = q.new_empty(_state_shape(q, k, v, backend), dtype=_row_dtype(q))  # ATen's fake: float32 for float64 (2.11)
     if _native(q, k, v, mask, is_causal, backend):
-        return aten.forward(q, k, v, mask, scale, is_causal)[0], lse
-    return v.new_empty((*rows, v.shape[-1])), lse
+        return aten.forward(q, k, v, mask, scale, is_causal)[0], state
+    return v.new_empty((*rows, v.shape[-1])), state
 
 
 @_custom_op("fastflow::attention_backward")
 def attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor,
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, state: Tensor,
     scale: float, is_causal: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, each with a leading K, for K cotangents g ``[K, B, Hq, Nq, Dv]`` of out, which share one softmax."""
+    args = (q, k, v, mask, out, state, scale, is_causal, backend)
+    if len(g) == 1:
+        return tuple(x.unsqueeze(0) for x in backward_of_one(g.squeeze(0), *args))  # type: ignore[return-value]
     with _full_precision(q):
-        if len(g) == 1 and _native(q, k, v, mask, is_causal, backend):
-            return _stacked(aten.backward(g[0], q, k, v, mask, out, lse, scale, is_causal))
-        dual_backward = functools.partial(_kernels(backend, q, k, v)[1], scale=scale, is_causal=is_causal)
-        operands = (q, k, v, None, None, None, _expanded(mask, q, k), out, None, lse, None)
-        if len(g) == 1:
-            return _stacked(dual_backward(g[0], None, *operands)[:3])
-        return dual_backward(None, g, *operands, need_tangent_grads=True)[3:]
+        dual_backward = _kernels(backend, q, k, v)[1]
+        operands = (q, k, v, None, None, None, _expanded(mask, q, k), out, None, state, None)
+        return dual_backward(None, g, *operands, scale=scale, is_causal=is_causal, need_tangent_grads=True)[3:]
+
+
+def backward_of_one(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, state: Tensor,
+    scale: float, is_causal: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, dv for one cotangent g of out, without any K. For tensors that are :func:`plain`."""
+    with _full_precision(q):
+        if _is_short(q, k, v, mask, is_causal, backend):
+            return short.backward(g, q, k, v, state, scale)
+        if _native(q, k, v, mask, is_causal, backend):
+            return aten.backward(g, q, k, v, mask, out, state, scale, is_causal)
+        dual_backward = _kernels(backend, q, k, v)[1]
+        operands = (q, k, v, None, None, None, _expanded(mask, q, k), out, None, state, None)
+        return dual_backward(g, None, *operands, scale=scale, is_causal=is_causal)[:3]
 
 
 @attention_backward.register_fake
 def _(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor,
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, state: Tensor,
     scale: float, is_causal: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if len(g) == 1 and _native(q, k, v, mask, is_causal, backend):
-        return _stacked(aten.backward(g[0], q, k, v, mask, out, lse, scale, is_causal))
+        grads = aten.backward(g.squeeze(0), q, k, v, mask, out, state, scale, is_causal)
+        return tuple(x.unsqueeze(0) for x in grads)  # type: ignore[return-value]
     return tuple(x.new_empty((len(g), *x.shape)) for x in (q, k, v))  # type: ignore[return-value]
 
 
@@ -115,7 +138,7 @@ def attention_dual(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
     scale: float, is_causal: bool, backend: str,
 ) -> Quad:  # fmt: skip
-    """out, t_out ``[K, B, Hq, Nq, Dv]``, lse and mu ``[K, B, Hq, Nq]``; at least one tangent is given."""
+    """out, t_out ``[K, B, Hq, Nq, Dv]``, state and t_state; at least one tangent is given."""
     with _full_precision(q):
         dual_forward = _kernels(backend, q, k, v)[0]
         return dual_forward(q, k, v, tq, tk, tv, _expanded(mask, q, k), scale=scale, is_causal=is_causal)
@@ -127,25 +150,25 @@ def _(
     scale: float, is_causal: bool, backend: str,
 ) -> Quad:  # fmt: skip
     tangents = [x for x in (tq, tk, tv) if x is not None]
-    num, rows = tangents[0].shape[0], q.shape[:-1]
+    num, state_shape = tangents[0].shape[0], _state_shape(q, k, v, backend)
     dtype = _row_dtype(q, *tangents)
-    out = v.new_empty((*rows, v.shape[-1]))
+    out = v.new_empty((*q.shape[:-1], v.shape[-1]))
     t_out = tangents[0].new_empty((num, *out.shape))
-    return out, t_out, q.new_empty(rows, dtype=dtype), q.new_empty((num, *rows), dtype=dtype)
+    return out, t_out, q.new_empty(state_shape, dtype=dtype), q.new_empty((num, *state_shape), dtype=dtype)
 
 
 @_custom_op("fastflow::attention_dual_backward")
 def attention_dual_backward(
     g: Tensor | None, h: Tensor, q: Tensor, k: Tensor, v: Tensor,
     tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
-    out: Tensor, t_out: Tensor | None, lse: Tensor, mu: Tensor | None,
+    out: Tensor, t_out: Tensor | None, state: Tensor, t_state: Tensor | None,
     scale: float, is_causal: bool, backend: str,
 ) -> Sextet:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv for the cotangents g of out, h of t_out; absent where the tangent is."""
     with _full_precision(q):
         dual_backward = _kernels(backend, q, k, v)[1]
         grads = dual_backward(
-            g, h, q, k, v, tq, tk, tv, _expanded(mask, q, k), out, t_out, lse, mu,
+            g, h, q, k, v, tq, tk, tv, _expanded(mask, q, k), out, t_out, state, t_state,
             scale=scale, is_causal=is_causal,
         )  # fmt: skip
     return tuple(_absent(h) if x is None else x for x in grads)  # type: ignore[return-value]
@@ -155,7 +178,7 @@ def attention_dual_backward(
 def _(
     g: Tensor | None, h: Tensor, q: Tensor, k: Tensor, v: Tensor,
     tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
-    out: Tensor, t_out: Tensor | None, lse: Tensor, mu: Tensor | None,
+    out: Tensor, t_out: Tensor | None, state: Tensor, t_state: Tensor | None,
     scale: float, is_causal: bool, backend: str,
 ) -> Sextet:  # fmt: skip
     return tuple(_absent(h) if x is None else x.new_empty(x.shape) for x in (q, k, v, tq, tk, tv))  # type: ignore
@@ -179,27 +202,48 @@ def _kernels(backend: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Callable[..
     if implementation(backend, q, k, v) == "triton":
         from fastflow.kernels.attention.backward import dual_backward
         from fastflow.kernels.attention.forward import dual_forward
-    else:
-        from fastflow.kernels.attention.reference import dual_backward, dual_forward
-    return dual_forward, dual_backward
+
+        return dual_forward, dual_backward
+    from fastflow.kernels.attention import reference
+
+    return functools.partial(reference.dual_forward, keep=_has_short_rows(q, k, v)), reference.dual_backward
+
+
+def _has_short_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether P is no larger than q and the output together, on a CPU.
+
+    There products of whole rows beat tiles of them, ATen's too, and memory stays linear where P is kept.
+    """
+    return q.device.type == "cpu" and k.shape[2] <= q.shape[3] + v.shape[3]
+
+
+def _state_shape(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[int, ...]:
+    keeps = _has_short_rows(q, k, v) and implementation(backend, q, k, v) == "reference"
+    return (*q.shape[:-1], k.shape[2]) if keeps else tuple(q.shape[:-1])
+
+
+def _is_short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str) -> bool:
+    """Whether products of whole rows serve attention without tangents."""
+    if not _has_short_rows(q, k, v) or _backend.requested(backend) != "auto":
+        return False
+    return short.supports(q, k, mask, is_causal)
 
 
 def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str) -> bool:
-    return _backend.requested(backend) == "auto" and aten.supports(q, k, v, mask, is_causal)
+    """Whether ATen's fused kernels serve attention without tangents."""
+    if _backend.requested(backend) != "auto" or _has_short_rows(q, k, v):
+        return False
+    return aten.supports(q, k, v, mask, is_causal)
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Inside a kernel nothing is cast: autocast has been applied to the arguments."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
 
 
 def _expanded(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return None if mask is None else mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-
-
-def _stacked(grads: Any) -> Any:
-    return tuple(x.unsqueeze(0) for x in grads)
 
 
 def _row_dtype(*tensors: Tensor) -> torch.dtype:

@@ -34,7 +34,7 @@ def _forward(op: Any) -> Any:
 
 
 class AttentionFunction(torch.autograd.Function):
-    """``fastflow::attention``. The tangent of its second output, lse, is mu."""
+    """``fastflow::attention``."""
 
     op = library.attention
     forward = _forward(op)
@@ -49,15 +49,18 @@ class AttentionFunction(torch.autograd.Function):
         _refuse_mask(ctx.needs_input_grad[3])
         if g is None:
             return (None,) * 7
-        grads = run(AttentionBackwardFunction, g[None], *ctx.saved_tensors, *_options(ctx))
-        return *(x.squeeze(0) for x in grads), *(None,) * 4
+        args = (*ctx.saved_tensors, *_options(ctx))
+        if differentiating(g, *args) or not library.plain(g, *args):
+            grads = run(AttentionBackwardFunction, g.unsqueeze(0), *args)
+            return *(x.squeeze(0) for x in grads), *(None,) * 4
+        return *library.backward_of_one(g, *args), *(None,) * 4
 
     @staticmethod
     def jvp(ctx: Any, tq: Any, tk: Any, tv: Any, t_mask: Any, *_: Any) -> tuple[Tensor, Tensor]:
         _refuse_mask(t_mask is not None)
-        q, k, v, mask, out, _lse = ctx.saved_tensors
-        _out, t_out, _lse, mu = AttentionDualFunction.apply(q, k, v, *single(tq, tk, tv), mask, *_options(ctx))
-        return _laid_out(t_out.squeeze(0), out.stride()), mu.squeeze(0)
+        q, k, v, mask, out, _state = ctx.saved_tensors
+        _out, t_out, _state, t_state = AttentionDualFunction.apply(q, k, v, *single(tq, tk, tv), mask, *_options(ctx))
+        return _laid_out(t_out.squeeze(0), out.stride()), t_state.squeeze(0)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -65,7 +68,7 @@ class AttentionFunction(torch.autograd.Function):
 
 
 class AttentionBackwardFunction(torch.autograd.Function):
-    """``fastflow::attention_backward``. Its derivatives take out and lse for what they are, functions of q, k and v."""
+    """``fastflow::attention_backward``. Its derivatives take out and state for what they are: functions of q, k, v."""
 
     op = library.attention_backward
     forward = _forward(op)
@@ -81,28 +84,28 @@ class AttentionBackwardFunction(torch.autograd.Function):
         _refuse_mask(ctx.needs_input_grad[4])
         if all(x is None for x in directions):
             return (None,) * 10
-        g, q, k, v, mask, out, lse = ctx.saved_tensors
-        _out, t_out, _lse, mu = AttentionDualFunction.apply(q, k, v, *directions, mask, *_options(ctx))
+        g, q, k, v, mask, out, state = ctx.saved_tensors
+        _out, t_out, _state, t_state = AttentionDualFunction.apply(q, k, v, *directions, mask, *_options(ctx))
         grads: tuple[Any, ...] = (None, None, None)
         if any(ctx.needs_input_grad[1:4]):
             grads = AttentionDualBackwardFunction.apply(
-                None, g, q, k, v, *directions, mask, out, t_out, lse, mu, *_options(ctx)
+                None, g, q, k, v, *directions, mask, out, t_out, state, t_state, *_options(ctx)
             )[:3]
         return t_out, *grads, *(None,) * 6
 
     @staticmethod
     def jvp(
-        ctx: Any, tg: Any, tq: Any, tk: Any, tv: Any, t_mask: Any, t_out: Any, mu: Any, *_: Any
+        ctx: Any, tg: Any, tq: Any, tk: Any, tv: Any, t_mask: Any, t_out: Any, t_state: Any, *_: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         _refuse_mask(t_mask is not None)
-        g, q, k, v, mask, out, lse = ctx.saved_tensors
+        g, q, k, v, mask, out, state = ctx.saved_tensors
         if t_out is None:
-            tangents = AttentionBackwardFunction.apply(tg, q, k, v, mask, out, lse, *_options(ctx))
+            tangents = AttentionBackwardFunction.apply(tg, q, k, v, mask, out, state, *_options(ctx))
         else:
-            tq, tk, tv, t_out, mu = single(tq, tk, tv, t_out, mu)
+            tq, tk, tv, t_out, t_state = single(tq, tk, tv, t_out, t_state)
             of_each = [
                 AttentionDualBackwardFunction.apply(
-                    tg_i, g_i[None], q, k, v, tq, tk, tv, mask, out, t_out, lse, mu, *_options(ctx)
+                    tg_i, g_i[None], q, k, v, tq, tk, tv, mask, out, t_out, state, t_state, *_options(ctx)
                 )[:3]
                 for g_i, tg_i in zip(g, [None] * len(g) if tg is None else tg)
             ]
@@ -128,14 +131,28 @@ class AttentionDualFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, h: Tensor | None, *_: Any) -> tuple[Any, ...]:
         _refuse_mask(ctx.needs_input_grad[6])
-        q, k, v, tq, tk, tv, mask, out, t_out, lse, mu = ctx.saved_tensors
+        q, k, v, tq, tk, tv, mask, out, t_out, state, t_state = ctx.saved_tensors
         if h is not None:
             grads = run(
-                AttentionDualBackwardFunction, g, h, q, k, v, tq, tk, tv, mask, out, t_out, lse, mu, *_options(ctx)
+                AttentionDualBackwardFunction,
+                g,
+                h,
+                q,
+                k,
+                v,
+                tq,
+                tk,
+                tv,
+                mask,
+                out,
+                t_out,
+                state,
+                t_state,
+                *_options(ctx),
             )
             return *(None if library.is_absent(x) else x for x in grads), *(None,) * 4
         if g is not None:
-            grads = run(AttentionBackwardFunction, g[None], q, k, v, mask, out, lse, *_options(ctx))
+            grads = run(AttentionBackwardFunction, g.unsqueeze(0), q, k, v, mask, out, state, *_options(ctx))
             return *(x.squeeze(0) for x in grads), *(None,) * 7
         return (None,) * 10
 

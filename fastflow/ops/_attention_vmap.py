@@ -15,18 +15,20 @@ Call = Callable[..., Any]
 Dims = Sequence[int | None]
 Mapped = tuple[tuple[Any, ...], tuple[int | None, ...]]
 
-_TANGENTS = frozenset(("tq", "tk", "tv", "h", "t_out", "mu", "dtq", "dtk", "dtv"))  # [K, B, ...], the others [B, ...]
+_TANGENTS = frozenset(
+    ("tq", "tk", "tv", "h", "t_out", "t_state", "dtq", "dtk", "dtv")
+)  # [K, B, ...], the others [B, ...]
 
 
 def attention(call: Call, info: Any, in_dims: Dims, *args: Any) -> Mapped:
     """Rule of ``fastflow::attention``."""
-    return _join_batch(call, "q k v mask", "out lse", info.batch_size, in_dims, args)
+    return _join_batch(call, "q k v mask", "out state", info.batch_size, in_dims, args)
 
 
 def attention_backward(call: Call, info: Any, in_dims: Dims, *args: Any) -> Mapped:
     """Rule of ``fastflow::attention_backward``: V × K cotangents of one forward are V K cotangents."""
     if any(dim is not None for dim in in_dims[1:7]):
-        return _join_batch(call, "h q k v mask out lse", "dtq dtk dtv", info.batch_size, in_dims, args)
+        return _join_batch(call, "h q k v mask out state", "dtq dtk dtv", info.batch_size, in_dims, args)
     grads = call(args[0].movedim(in_dims[0], 0).flatten(0, 1), *args[1:])
     return tuple(x.unflatten(0, (info.batch_size, -1)) for x in grads), (0, 0, 0)
 
@@ -36,15 +38,15 @@ def attention_dual(call: Call, info: Any, in_dims: Dims, *args: Any) -> Mapped:
     size = info.batch_size
     q, k, v, *tangents, mask = args[:7]
     if any(dim is not None for dim in (*in_dims[:3], in_dims[6])):
-        return _join_batch(call, "q k v tq tk tv mask", "out t_out lse mu", size, in_dims, args)
+        return _join_batch(call, "q k v tq tk tv mask", "out t_out state t_state", size, in_dims, args)
     joined = (None if x is None else _mapped(x, dim, 0, size).flatten(0, 1) for x, dim in zip(tangents, in_dims[3:6]))
-    out, t_out, lse, mu = call(q, k, v, *joined, mask, *args[7:])
-    return (out, t_out.unflatten(0, (size, -1)), lse, mu.unflatten(0, (size, -1))), (None, 0, None, 0)
+    out, t_out, state, t_state = call(q, k, v, *joined, mask, *args[7:])
+    return (out, t_out.unflatten(0, (size, -1)), state, t_state.unflatten(0, (size, -1))), (None, 0, None, 0)
 
 
 def attention_dual_backward(call: Call, info: Any, in_dims: Dims, *args: Any) -> Mapped:
     """Rule of ``fastflow::attention_dual_backward``."""
-    inputs, outputs = "g h q k v tq tk tv mask out t_out lse mu", "dq dk dv dtq dtk dtv"
+    inputs, outputs = "g h q k v tq tk tv mask out t_out state t_state", "dq dk dv dtq dtk dtv"
     return _join_batch(call, inputs, outputs, info.batch_size, in_dims, args)
 
 

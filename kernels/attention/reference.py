@@ -31,6 +31,7 @@ def dual_forward(
     *,
     scale: float,
     is_causal: bool,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Attention and its tangents: ``O = P V``, ``tO = (P∘(tS − mu)) V + P tV``.
 
@@ -38,6 +39,9 @@ def dual_forward(
     zero; mask: None, or ``[B, Hq, Nq, Nk]``, bool (True attends) or additive. Returns out ``[B, Hq, Nq, Dv]``, t_out
     ``[K, B, Hq, Nq, Dv]``, lse ``[B, Hq, Nq]`` (natural logarithm; +inf where every key is masked) and mu
     ``[K, B, Hq, Nq]``; t_out and mu are None without tangents.
+
+    keep: return P ``[B, Hq, Nq, Nk]`` for lse and its tangents ``P∘(tS − mu)`` for mu; the backward then does not
+    compute them again.
     """
     tangents = [x for x in (tq, tk, tv) if x is not None]
     K = tangents[0].shape[0] if tangents else 0
@@ -47,33 +51,40 @@ def dual_forward(
     q_, k_, v_ = (_fold(x, Hk, dtype) for x in (q, k, v))
     tq_, tk_, tv_ = (_fold_each(x, Hk, K, dtype) for x in (tq, tk, tv))
     out_ = q_.new_empty(*q_.shape[:2], v.shape[-1])
-    lse_ = q_.new_empty(*q_.shape[:2], 1)
-    t_out_, mu_ = q_.new_empty(K, *out_.shape), q_.new_zeros(K, *lse_.shape)
+    state_ = (q_.new_zeros if is_causal else q_.new_empty)(*q_.shape[:2], k.shape[2] if keep else 1)
+    t_out_, t_state_ = q_.new_empty(K, *out_.shape), q_.new_zeros(K, *state_.shape)
 
     blocks = _blocks(q, k, is_causal)
-    scratch = _scratch(blocks, q_, 2)
+    scratch = None if keep else _scratch(blocks, q_, 2)
     for block in blocks:
-        P, tS = (block.over(x) for x in scratch)
+        P, tS = (block.over(x) for x in scratch) if scratch else (block.at_scores(state_), None)
         qb, kb, vb = block.at_rows(q_), block.at_keys(k_), block.at_keys(v_)
-        top = block.scores(qb, kb, mask, scale, out=P).amax(-1, keepdim=True)
-        lse = torch.sub(top, _softmax_(P, mask).amax(-1, keepdim=True).log_(), out=block.at_rows(lse_))
-        if mask is not None:
-            lse.masked_fill_(top == -torch.inf, torch.inf)
+        block.scores(qb, kb, mask, scale, out=P)
+        if keep:
+            _softmax_(P, mask)
+        else:
+            block.at_rows(state_).copy_(_softmax_with_lse_(P, mask))
         o = _Sum(block.at_rows(out_)).add(P, vb).total()
         for i in range(K):
             to, tqb = _Sum(block.at_rows(t_out_[i])), block.at_rows(tq_[i])
             tkb, tvb = block.at_keys(tk_[i]), block.at_keys(tv_[i])
             to.add(P, tvb)
-            if has_tS:
-                P_tS = _Sum(tS).add(tqb, kb.mT, scale).add(qb, _transposed(tkb), scale).total().mul_(P)
-                mu = torch.sum(P_tS, -1, keepdim=True, out=block.at_rows(mu_[i]))
+            if not has_tS:
+                continue
+            tP = _Sum(block.at_scores(t_state_[i]) if keep else tS)
+            P_tS = tP.add(tqb, kb.mT, scale).add(qb, _transposed(tkb), scale).total().mul_(P)
+            mu = P_tS.sum(-1, keepdim=True)
+            if keep:
+                to.add(P_tS.addcmul_(P, mu, value=-1), vb)
+            else:
+                block.at_rows(t_state_[i]).copy_(mu)
                 to.add(P_tS, vb).total().addcmul_(mu, o, value=-1)
 
-    rows = q.shape[:-1]
-    out, lse = _cast(out_.view(*rows, v.shape[-1]), v.dtype), lse_.view(rows)
+    out = _cast(out_.view(*q.shape[:-1], v.shape[-1]), v.dtype)
+    state = state_.view(*q.shape[:-1], *state_.shape[2:]) if keep else state_.view(q.shape[:-1])
     if not tangents:
-        return out, None, lse, None
-    return out, _cast(t_out_.view(K, *out.shape), tangents[0].dtype), lse, mu_.view(K, *rows)
+        return out, None, state, None
+    return out, _cast(t_out_.view(K, *out.shape), tangents[0].dtype), state, t_state_.view(K, *state.shape)
 
 
 def dual_backward(
@@ -88,8 +99,8 @@ def dual_backward(
     mask: Tensor | None,
     out: Tensor,
     t_out: Tensor | None,
-    lse: Tensor,
-    mu: Tensor | None,
+    state: Tensor,
+    t_state: Tensor | None,
     *,
     scale: float,
     is_causal: bool,
@@ -101,14 +112,15 @@ def dual_backward(
     ``dtS = P∘(A − a)``, ``dS = P∘(B − c + U∘(A − a))``; ``dQ = s (dS K + dtS tK)``, ``dK = s (dSᵀ Q + dtSᵀ tQ)``,
     ``dV = Pᵀ G + (P∘U)ᵀ H``; ``dtQ = s dtS K``, ``dtK = s dtSᵀ Q``, ``dtV = Pᵀ H``.
 
-    g ``[B, Hq, Nq, Dv]``, h ``[K, B, Hq, Nq, Dv]``, None is zero; the rest as `dual_forward` takes and returns it. lse
-    serves the kernels, whose tiles do not see a whole row. Every gradient has its tensor's shape and dtype. Those of
-    the tangents are None where h is, and where the tangent is unless need_tangent_grads.
+    g ``[B, Hq, Nq, Dv]``, h ``[K, B, Hq, Nq, Dv]``, None is zero; the rest as `dual_forward` takes and returns it,
+    state and t_state being lse and mu, or P and its tangents. (lse serves the kernels, whose tiles do not see a whole
+    row.) Every gradient has its tensor's shape and dtype. Those of the tangents are None where h is, and where the
+    tangent is unless need_tangent_grads.
     """
     K = 0 if h is None else h.shape[0]
     likes = [x if tx is None else tx[0] for x, tx in ((q, tq), (k, tk), (v, tv))]
     if h is None:
-        tq = tk = tv = t_out = mu = None
+        tq = tk = tv = t_out = t_state = None
     has_tS = tq is not None or tk is not None
     has_primal = g is not None or has_tS or tv is not None
     want_tq, want_tk, want_tv = (h is not None and (need_tangent_grads or x is not None) for x in (tq, tk, tv))
@@ -119,7 +131,9 @@ def dual_backward(
     tq_, tk_, tv_ = (_fold_each(x, Hk, K, dtype) for x in (tq, tk, tv))
     g_, h_ = None if g is None else _fold(g, Hk, dtype), _fold_each(h, Hk, K, dtype)
     out_, t_out_ = _fold(out, Hk, dtype), _fold_each(t_out, Hk, K, dtype)
-    mu_ = _fold_each(None if mu is None else mu.unsqueeze(-1), Hk, K, dtype)
+    kept = state.ndim == q.ndim
+    state_ = _fold(state, Hk, dtype) if kept else None
+    t_state_ = _fold_each(t_state if kept or t_state is None else t_state.unsqueeze(-1), Hk, K, dtype)
     a_ = [_row_dot((x, out_)) for x in h_]
     c_ = _row_dot((g_, out_), *zip(h_, t_out_)) if has_primal else None
 
@@ -128,19 +142,19 @@ def dual_backward(
     dq_, dk_, dv_ = (new(x.shape) for x in (q_, k_, v_))
     dtq_, dtk_, dtv_ = (new(K * want, *x.shape) for x, want in zip((q_, k_, v_), wanted))
     blocks = _blocks(q, k, is_causal)
-    scratch = _scratch(blocks, q_, 4)
+    scratch = _scratch(blocks, q_, 2 if kept else 4)
     for block in blocks:
-        P, dS, W, U = (block.over(x) for x in scratch)
+        dS, W, *unkept = (block.over(x) for x in scratch)
         qb, kb, vb, gb = block.at_rows(q_), block.at_keys(k_), block.at_keys(v_), block.at_rows(g_)
         dq, dk, dv = _Sum(block.at_rows(dq_)), block.sum_at_keys(dk_), block.sum_at_keys(dv_)
-        _softmax_(block.scores(qb, kb, mask, scale, out=P), mask)
+        P = block.at_scores(state_) if kept else _softmax_(block.scores(qb, kb, mask, scale, out=unkept[0]), mask)
         if gb is not None:
             dv.add(P.mT, gb)
         if has_primal:
             B = _Sum(dS).add(gb, vb.mT)
             for h_i, tv_i in zip(h_, tv_):
                 B.add(block.at_rows(h_i), _transposed(block.at_keys(tv_i)))
-            B.total().sub_(block.at_rows(c_))
+            B.total().sub_(block.at_rows(c_)).mul_(P)
         for i in range(K):
             hb, tqb, tkb = block.at_rows(h_[i]), block.at_rows(tq_[i]), block.at_keys(tk_[i])
             if want_tv:
@@ -149,9 +163,13 @@ def dual_backward(
                 continue
             _Sum(W).add(hb, vb.mT).total().sub_(block.at_rows(a_[i]))
             if has_tS:
-                tS = _Sum(U).add(tqb, kb.mT, scale).add(qb, _transposed(tkb), scale).total()
-                dS.addcmul_(tS.sub_(block.at_rows(mu_[i])), W)
-                dv.add(U.mul_(P).mT, hb)
+                if kept:
+                    tP = block.at_scores(t_state_[i])
+                else:
+                    tS = _Sum(unkept[1]).add(tqb, kb.mT, scale).add(qb, _transposed(tkb), scale).total()
+                    tP = tS.sub_(block.at_rows(t_state_[i])).mul_(P)
+                dS.addcmul_(tP, W)
+                dv.add(tP.mT, hb)
             dtS = W.mul_(P)
             dq.add(dtS, tkb, scale)
             dk.add(dtS.mT, tqb, scale)
@@ -160,7 +178,6 @@ def dual_backward(
             if want_tk:
                 block.sum_at_keys(dtk_[i]).add(dtS.mT, qb, scale)
         if has_primal:
-            dS.mul_(P)
             dq.add(dS, kb, scale)
             dk.add(dS.mT, qb, scale)
         for dx in (dq, dk, dv):
@@ -222,6 +239,10 @@ class _Block(NamedTuple):
     def sum_at_keys(self, x: Tensor) -> _Sum:
         """The sum over all rows that see these keys."""
         return _Sum(self.at_keys(x), started=not self.is_first)
+
+    def at_scores(self, x: Tensor | None) -> Any:
+        """``[B Hk, G Nq, Nk]`` to ``[M, R, N]``, a view."""
+        return None if x is None else _narrow(self.at_rows(x), 2, self.keys)
 
     def over(self, memory: Tensor) -> Tensor:
         """``[M, R, N]`` on top of scratch memory."""
@@ -295,6 +316,13 @@ def _softmax_(S: Tensor, mask: Tensor | None) -> Tensor:
     nothing = None if mask is None else S.amax(-1, keepdim=True) == -torch.inf
     P = torch.softmax(S, -1, out=S)
     return P if nothing is None else P.masked_fill_(nothing, 0.0)
+
+
+def _softmax_with_lse_(S: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`_softmax_`; returns lse with a last axis of length 1."""
+    top = S.amax(-1, keepdim=True)
+    lse = top - _softmax_(S, mask).amax(-1, keepdim=True).log_()  # the largest probability is exp(top - lse)
+    return lse if mask is None else lse.masked_fill_(top == -torch.inf, torch.inf)
 
 
 def _row_dot(*pairs: tuple[Tensor | None, Tensor | None]) -> Tensor:
