@@ -18,7 +18,8 @@ def supports(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bo
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """out ``[B, H, Nq, D]`` and lse ``[B, H, Nq]``, natural logarithm; finite where a row is fully masked."""
+    """out ``[B, H, Nq, D]`` and lse ``[B, H, Nq]``, natural logarithm; finite where a row is fully masked. On a CPU lse
+    has the heads innermost in memory."""
     if q.device.type == "cpu":
         q, k, v = (_unit_stride(x) for x in (q, k, v))
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
@@ -26,7 +27,7 @@ def forward(
         )
     else:
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)
-    return out, lse.contiguous()
+    return out, lse
 
 
 def backward(

@@ -85,11 +85,11 @@ def attention(
 def _(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    rows = q.shape[:-1]
-    state = q.new_empty(_state_shape(q, k, v, backend), dtype=_row_dtype(q))  # ATen's fake: float32 for float64 (2.11)
+    dtype = _row_dtype(q)
     if _native(q, k, v, mask, is_causal, backend):
-        return aten.forward(q, k, v, mask, scale, is_causal)[0], state
-    return v.new_empty((*rows, v.shape[-1])), state
+        out, lse = aten.forward(q, k, v, mask, scale, is_causal)
+        return out, lse.to(dtype)  # ATen's own fake has it in float32 for float64 (2.11)
+    return v.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(_state_shape(q, k, v, backend), dtype=dtype)
 
 
 @_custom_op("fastflow::attention_backward")

@@ -14,6 +14,11 @@ from tests._compare import DEVICE, assert_close, math_attention, tensors
 
 TOLERANCE = 1e-10
 B, H, NQ, NK, D, DV, K = 2, 4, 5, 7, 3, 2, 3
+ROWS = {  # D and Dv that lead to each of the ways to serve a CPU
+    "long": (D, DV),  # computed again for the backward
+    "short": (5, 3),  # Nk <= D + Dv: kept, and whole products where there is no mask
+    "native": (3, 3),  # ATen's kernel, without tangents
+}
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 MODES: dict[str, Callable[[Attend, "Problem"], Any]] = {}
@@ -22,7 +27,10 @@ MODES: dict[str, Callable[[Attend, "Problem"], Any]] = {}
 class Problem:
     """Primals, one tangent each, K tangents each, and the weights of a scalar loss."""
 
-    def __init__(self, heads_k: int, dtype: torch.dtype = torch.float64, batch: int = B, heads: int = H) -> None:
+    def __init__(
+        self, heads_k: int, dtype: torch.dtype = torch.float64, batch: int = B, heads: int = H, rows: str = "long"
+    ) -> None:
+        D, DV = ROWS[rows]
         generator = torch.Generator().manual_seed(0)
 
         def draw(*lead: int) -> list[Tensor]:
@@ -164,17 +172,17 @@ def _shifted_loss(f: Attend, p: Problem) -> Callable[[Tensor], Tensor]:
 
 @mode
 def hessian_forward_over_reverse(f: Attend, p: Problem) -> Any:
-    return hessian(_shifted_loss(f, p))(p.w.flatten()[:D])
+    return hessian(_shifted_loss(f, p))(p.w.flatten()[: p.x[0].shape[-1]])
 
 
 @mode
 def hessian_reverse_over_reverse(f: Attend, p: Problem) -> Any:
-    return jacrev(jacrev(_shifted_loss(f, p)))(p.w.flatten()[:D])
+    return jacrev(jacrev(_shifted_loss(f, p)))(p.w.flatten()[: p.x[0].shape[-1]])
 
 
 @mode
 def hessian_reverse_over_forward(f: Attend, p: Problem) -> Any:
-    return jacrev(jacfwd(_shifted_loss(f, p)))(p.w.flatten()[:D])
+    return jacrev(jacfwd(_shifted_loss(f, p)))(p.w.flatten()[: p.x[0].shape[-1]])
 
 
 @mode
@@ -222,19 +230,21 @@ def _check(actual: Any, expected: Any, name: str, tolerance: float = TOLERANCE) 
         assert_close(x, y, tolerance, f"{name}[{i}]")
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", MODES)
-def test_mode(name: str, case: str) -> None:
+def test_mode(name: str, case: str, rows: str) -> None:
     options = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in CASES[case].items()}
-    problem = Problem(heads_k=2 if case == "gqa" else H)
+    problem = Problem(heads_k=2 if case == "gqa" else H, rows=rows)
     actual = MODES[name](lambda q, k, v: attention(q, k, v, **options), problem)
     expected = MODES[name](lambda q, k, v: math_attention(q, k, v, **options), problem)
     _check(actual, expected, name)
 
 
+@pytest.mark.parametrize("rows", ["long", "short"])
 @pytest.mark.parametrize("name", MODES)
-def test_mode_of_the_reference_alone(name: str) -> None:
-    problem = Problem(heads_k=H)
+def test_mode_of_the_reference_alone(name: str, rows: str) -> None:
+    problem = Problem(heads_k=H, rows=rows)
     actual = MODES[name](lambda q, k, v: attention(q, k, v, backend="reference"), problem)
     _check(actual, MODES[name](math_attention, problem), name)
 

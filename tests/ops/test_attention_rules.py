@@ -15,7 +15,8 @@ from fastflow.ops._attention_rules import AttentionBackwardFunction, AttentionFu
 from fastflow.ops.attention import attention, attention_jvp
 from tests._compare import assert_close, math_attention
 
-B, H, NQ, NK, D, DV = 1, 2, 3, 4, 2, 3
+B, H, NQ, NK, D, DV = 1, 2, 3, 4, 2, 3  # short rows: Nk <= D + Dv
+LONG = 6  # Nk > D + Dv
 OPTIONS = (0.7, False, "reference")
 
 
@@ -23,8 +24,8 @@ def draw(*shape: int, seed: int = 0, **kwargs: Any) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), **kwargs)
 
 
-def primals(*lead: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = ((B, H, NQ, D), (B, H, NK, D), (B, H, NK, DV))
+def primals(*lead: int, seed: int = 0, keys: int = NK) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = ((B, H, NQ, D), (B, H, keys, D), (B, H, keys, DV))
     return tuple(draw(*lead, *shape, seed=seed + i) for i, shape in enumerate(shapes))  # type: ignore[return-value]
 
 
@@ -45,10 +46,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_gradcheck(backend: str, is_causal: bool) -> None:
-    x = [y.requires_grad_() for y in primals()]
+@pytest.mark.parametrize("keys", [NK, LONG])
+def test_gradcheck(backend: str, is_causal: bool, keys: int) -> None:
+    x = [y.requires_grad_() for y in primals(keys=keys)]
     if backend == "auto":
-        x[2] = draw(B, H, NK, D).requires_grad_()
+        x[2] = draw(B, H, keys, D).requires_grad_()
 
     def f(*x: Tensor) -> Tensor:
         return attention(*x, is_causal=is_causal, backend=backend)
@@ -59,44 +61,49 @@ def test_gradcheck(backend: str, is_causal: bool) -> None:
     assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True)
 
 
-def test_gradcheck_of_the_tangent() -> None:
-    x = [y.requires_grad_() for y in (*primals(), *primals(seed=9))]
+@pytest.mark.parametrize("keys", [NK, LONG])
+def test_gradcheck_of_the_tangent(keys: int) -> None:
+    x = [y.requires_grad_() for y in (*primals(keys=keys), *primals(seed=9, keys=keys))]
     assert torch.autograd.gradcheck(lambda *x: attention_jvp(*x), x, check_batched_grad=True)
 
 
-def _op_arguments() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    q, k, v = primals()
-    t = primals(2, seed=5)
-    mask = draw(1, 1, NQ, NK)
-    out, lse = library.attention(q, k, v, mask, *OPTIONS)
-    _, t_out, _, mu = library.attention_dual(q, k, v, *t, mask, *OPTIONS)
+def _op_arguments(keys: int) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    q, k, v = primals(keys=keys)
+    t = primals(2, seed=5, keys=keys)
+    mask = draw(1, 1, NQ, keys)
+    out, state = library.attention(q, k, v, mask, *OPTIONS)
+    _, t_out, _, t_state = library.attention_dual(q, k, v, *t, mask, *OPTIONS)
     g, h = draw(*out.shape, seed=11), draw(2, *out.shape, seed=12)
-    square = draw(B, H, NK, D, seed=13)
+    square = draw(B, H, keys, D, seed=13)
     yield "attention", library.attention, (q, k, v, mask, *OPTIONS)
     yield "attention native", library.attention, (q, k, square, None, 0.7, True, "auto")
-    yield "attention_backward", library.attention_backward, (g[None], q, k, v, mask, out, lse, *OPTIONS)
-    yield "attention_backward many", library.attention_backward, (h, q, k, v, None, out, lse, *OPTIONS)
+    yield "attention whole", library.attention, (q, k, square, None, 0.7, False, "auto")
+    yield "attention_backward", library.attention_backward, (g[None], q, k, v, mask, out, state, *OPTIONS)
+    yield "attention_backward many", library.attention_backward, (h, q, k, v, None, out, state, *OPTIONS)
     yield "attention_dual", library.attention_dual, (q, k, v, *t, mask, *OPTIONS)
     yield "attention_dual partial", library.attention_dual, (q, k, v, None, None, t[2], None, *OPTIONS)
-    saved = (out, t_out, lse, mu)
+    saved = (out, t_out, state, t_state)
     yield "attention_dual_backward", library.attention_dual_backward, (g, h, q, k, v, *t, mask, *saved, *OPTIONS)
     partial = (None, h, q, k, v, t[0], None, None, mask, *saved)
     yield "attention_dual_backward partial", library.attention_dual_backward, (*partial, *OPTIONS)
 
 
-@pytest.mark.parametrize(("name", "op", "args"), [pytest.param(*x, id=x[0]) for x in _op_arguments()])
+@pytest.mark.parametrize(("name", "op", "args"), [pytest.param(*x, id=x[0]) for x in _op_arguments(LONG)])
 def test_opcheck_of_the_kernels(name: str, op: Any, args: tuple[Any, ...], device: torch.device) -> None:
     pytest.importorskip("triton")
     tensors = (x.to(device, torch.float32) if isinstance(x, Tensor) else x for x in args[:-1])
     torch.library.opcheck(op, (*tensors, "triton"))
 
 
-@pytest.mark.parametrize(("name", "op", "args"), [pytest.param(*x, id=x[0]) for x in _op_arguments()])
+@pytest.mark.parametrize(
+    ("name", "op", "args"),
+    [pytest.param(*x, id=f"{x[0]} {keys}") for keys in (NK, LONG) for x in _op_arguments(keys)],
+)
 def test_opcheck(name: str, op: Any, args: tuple[Any, ...]) -> None:
     torch.library.opcheck(op, args)
     if "dual_backward" not in name:
         args = tuple(x.clone().requires_grad_() if isinstance(x, Tensor) and x.ndim > 3 else x for x in args)
-        args = tuple(x.detach() if isinstance(x, Tensor) and x.shape == (1, 1, NQ, NK) else x for x in args)
+        args = tuple(x.detach() if isinstance(x, Tensor) and x.shape[:-1] == (1, 1, NQ) else x for x in args)
         torch.library.opcheck(op, args)
 
 
@@ -140,10 +147,33 @@ def test_backward_without_tangent_cotangent_is_a_plain_backward(calls: list[Any]
     assert tangents[:3] == [None, None, None]
 
 
-def test_plain_attention_never_reaches_the_reference(calls: list[Any]) -> None:
-    x = [draw(B, H, NQ, D, seed=i).requires_grad_() for i in range(3)]
+@pytest.mark.parametrize("length", [NQ, LONG])
+def test_plain_attention_never_reaches_the_reference(calls: list[Any], length: int) -> None:
+    x = [draw(B, H, length, D, seed=i).requires_grad_() for i in range(3)]
     attention(*x).sum().backward()
     assert not calls
+
+
+@pytest.mark.parametrize("keys", [NK, LONG])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_probabilities_are_kept_where_rows_are_short(backend: str, keys: int) -> None:
+    """What is kept never outgrows q and the output, so memory stays linear in the length."""
+    q, k, v = primals(keys=keys)
+    _, state = library.attention(q, k, v, None, 0.7, False, backend)
+    _, _, same, t_state = library.attention_dual(q, k, v, *primals(1, seed=5, keys=keys), None, 0.7, False, backend)
+    assert state.shape == same.shape == t_state.shape[1:]
+    if keys == NK:
+        assert_close(state, torch.softmax(0.7 * q @ k.mT, -1), 1e-14)
+        assert state.shape[-1] <= q.shape[-1] + v.shape[-1]
+    else:
+        assert_close(state, torch.logsumexp(0.7 * q @ k.mT, -1), 1e-14)
+
+
+def test_kept_probabilities_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = [y.requires_grad_() for y in (*primals(), *primals(seed=5))]
+    outs = attention_jvp(*leaves)
+    monkeypatch.setattr(reference._Block, "scores", None)
+    torch.autograd.grad(outs, leaves, [torch.ones_like(x) for x in outs])
 
 
 def test_zero_tangent_gives_exactly_zero() -> None:
