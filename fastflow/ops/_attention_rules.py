@@ -58,9 +58,9 @@ class AttentionFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tq: Any, tk: Any, tv: Any, t_mask: Any, *_: Any) -> tuple[Tensor, Tensor]:
         _refuse_mask(t_mask is not None)
-        q, k, v, mask, out, state = ctx.saved_tensors
+        q, k, v, mask, out, _state = ctx.saved_tensors
         _out, t_out, _state, t_state = AttentionDualFunction.apply(q, k, v, *single(tq, tk, tv), mask, *_options(ctx))
-        return _laid_out(t_out.squeeze(0), out.stride()), _laid_out(t_state.squeeze(0), state.stride())
+        return _laid_out(t_out.squeeze(0), out.stride()), t_state.squeeze(0)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:

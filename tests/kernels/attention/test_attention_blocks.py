@@ -58,6 +58,7 @@ def attention_and_gradients(p: Problem, mask: str, keep: bool) -> list[Tensor]:
     operands = (*primals, *tangents, {"bool": bias > -0.5, "additive": bias}.get(mask))
     options: dict[str, Any] = {"scale": 0.6, "is_causal": mask == "causal"}
     out, t_out, *states = reference.dual_forward(*operands, **options, keep=keep)
+    assert not any(x.isnan().any() for x in states if x is not None)
     g, h = draw(*out.shape), None if t_out is None else draw(*t_out.shape)
     saved = (*operands, out, t_out, *states)
     grads = reference.dual_backward(g, h, *saved, **options)
