@@ -78,7 +78,7 @@ def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "referenc
     wanted = requested(backend)
     if wanted == "reference":
         return "reference", None if backend == wanted else "FASTFLOW_BACKEND=reference"
-    if wanted == "auto" and tensors and all(x.device.type == "cpu" for x in tensors):
+    if wanted == "auto" and tensors and {x.device.type for x in tensors} == {"cpu"}:
         return "reference", "the tensors are on the CPU (Triton's interpreter is for tests, with backend='triton')"
     reason = why_not_triton(*tensors)
     if wanted == "triton":

@@ -1,5 +1,6 @@
 """Argument checks that ops and paths share. A message names the argument, what it got and what it wanted."""
 
+import functools
 from typing import Protocol
 
 import torch
@@ -47,13 +48,18 @@ def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -
             raise ValueError(f"t must be on the device of x1, {like.device}, got {t.device}")
     low, high = path.domain
     if readable(t):
-        least, most = plain(t).aminmax()
-        if not (least >= low and most <= high):  # compared in t's dtype; NaN is in no interval
-            raise ValueError(
-                f"t must lie in the domain [{low}, {high}] of {path}, got values in [{least.item()}, {most.item()}]"
-            )
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
+        least, most = [x.item() for x in plain(t).aminmax()]
+        if not (_rounded(low, t.dtype) <= least and most <= _rounded(high, t.dtype)):  # NaN is in no interval
+            raise ValueError(f"t must lie in the domain [{low}, {high}] of {path}, got values in [{least}, {most}]")
+    if t.dtype not in (torch.float32, torch.float64):
+        t = t.float()
     return t if like is None or t.ndim == 1 else t.expand(like.shape[0])
+
+
+@functools.cache
+def _rounded(bound: float, dtype: torch.dtype) -> float:
+    """The bound as t's dtype has it: a time drawn up to the bound may be rounded beyond it."""
+    return torch.tensor(bound, dtype=dtype).item()
 
 
 def readable(x: Tensor) -> bool:

@@ -252,7 +252,7 @@ def sample_times(
         names = ", ".join(map(repr, get_args(TimeDistribution)))
         raise ValueError(f"distribution must be one of {names}, got {distribution!r}")
     low, high = path.domain
-    return (low + (high - low) * u).clamp(low, high)
+    return u if (low, high) == (0.0, 1.0) else (low + (high - low) * u).clamp(low, high)
 
 
 Quantity = Literal["velocity", "x1", "noise", "score"]

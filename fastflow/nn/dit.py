@@ -175,7 +175,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ``[B, N, D]``; returns ``[B, N, D]``."""
-        query, key, value = rearrange(self.qkv(x), "b n (s h d) -> s b h n d", s=3, h=self.num_heads).unbind()
+        query, key, value = (rearrange(y, "b n (h d) -> b h n d", h=self.num_heads) for y in self.qkv(x).chunk(3, -1))
         out = attention(self.q_norm(query), self.k_norm(key), value)
         return self.projection(rearrange(out, "b h n d -> b n (h d)"))
 

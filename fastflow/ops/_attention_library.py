@@ -5,7 +5,7 @@ leading K, mask four-dimensional and broadcastable to ``[B, Hq, Nq, Nk]``. An op
 comes back as ``absent``, an empty vector.
 
 ``state`` is what a backward wants to know of the softmax: lse ``[B, Hq, Nq]``, or P ``[B, Hq, Nq, Nk]`` where rows are
-short (:func:`_has_short_rows`) and no kernel serves. ``t_state`` are its tangents: mu ``[K, B, Hq, Nq]``, or
+short (:func:`has_short_rows`) and no kernel serves. ``t_state`` are its tangents: mu ``[K, B, Hq, Nq]``, or
 ``P∘(tS − mu)``.
 """
 
@@ -20,43 +20,13 @@ from torch import Tensor
 from fastflow import _backend
 from fastflow.ops import _attention_aten as aten
 from fastflow.ops import _attention_short as short
+from fastflow.ops._dispatch import custom_op
 
 Quad = tuple[Tensor, Tensor, Tensor, Tensor]
 Sextet = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 MAX_HEAD_DIM = 256
 _NOTHING: AbstractContextManager[object] = nullcontext()
-_implementations: dict[Any, Callable[..., Any]] = {}
-
-
-def call(op: Any, *args: Any) -> Any:
-    """``op(*args)``, past the dispatcher where nothing maps or traces the arguments: it costs as much as a small
-    product. For callers without a graph to record."""
-    return (_implementations[op] if plain(*args) else op)(*args)
-
-
-def plain(*args: Any) -> bool:
-    """Whether the dispatcher would only pass these on: no transform or mode, no subclass, no zeros left unwritten."""
-    if torch._C._len_torch_dispatch_stack():
-        return False
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    keys, plain_keys = torch._C._dispatch_keys, _plain_keys(tensors[0].device.type)
-    return all(keys(x) == plain_keys for x in tensors)
-
-
-@functools.cache
-def _plain_keys(device: str) -> torch._C.DispatchKeySet:
-    with torch.inference_mode(False):
-        return torch._C._dispatch_keys(torch.empty(0, device=device))
-
-
-def _custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
-    def register(implementation: Callable[..., Any]) -> Any:
-        op = torch.library.custom_op(name, mutates_args=())(implementation)
-        _implementations[op] = implementation
-        return op
-
-    return register
 
 
 def is_absent(x: Tensor) -> bool:
@@ -64,7 +34,7 @@ def is_absent(x: Tensor) -> bool:
     return x.ndim == 1
 
 
-@_custom_op("fastflow::attention")
+@custom_op("fastflow::attention")
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +62,7 @@ def _(
     return v.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(_state_shape(q, k, v, backend), dtype=dtype)
 
 
-@_custom_op("fastflow::attention_backward")
+@custom_op("fastflow::attention_backward")
 def attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, state: Tensor,
     scale: float, is_causal: bool, backend: str,
@@ -111,7 +81,7 @@ def backward_of_one(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, state: Tensor,
     scale: float, is_causal: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk, dv for one cotangent g of out, without any K. For tensors that are :func:`plain`."""
+    """dq, dk, dv for one cotangent g of out, without any K. For tensors that are plain."""
     with _full_precision(q):
         if _is_short(q, k, v, mask, is_causal, backend):
             return short.backward(g, q, k, v, state, scale)
@@ -133,7 +103,7 @@ def _(
     return tuple(x.new_empty((len(g), *x.shape)) for x in (q, k, v))  # type: ignore[return-value]
 
 
-@_custom_op("fastflow::attention_dual")
+@custom_op("fastflow::attention_dual")
 def attention_dual(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
     scale: float, is_causal: bool, backend: str,
@@ -157,7 +127,7 @@ def _(
     return out, t_out, q.new_empty(state_shape, dtype=dtype), q.new_empty((num, *state_shape), dtype=dtype)
 
 
-@_custom_op("fastflow::attention_dual_backward")
+@custom_op("fastflow::attention_dual_backward")
 def attention_dual_backward(
     g: Tensor | None, h: Tensor, q: Tensor, k: Tensor, v: Tensor,
     tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
@@ -206,10 +176,10 @@ def _kernels(backend: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Callable[..
         return dual_forward, dual_backward
     from fastflow.kernels.attention import reference
 
-    return functools.partial(reference.dual_forward, keep=_has_short_rows(q, k, v)), reference.dual_backward
+    return functools.partial(reference.dual_forward, keep=has_short_rows(q, k, v)), reference.dual_backward
 
 
-def _has_short_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def has_short_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether P is no larger than q and the output together, on a CPU.
 
     There products of whole rows beat tiles of them, ATen's too, and memory stays linear where P is kept.
@@ -218,20 +188,20 @@ def _has_short_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _state_shape(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[int, ...]:
-    keeps = _has_short_rows(q, k, v) and implementation(backend, q, k, v) == "reference"
+    keeps = has_short_rows(q, k, v) and implementation(backend, q, k, v) == "reference"
     return (*q.shape[:-1], k.shape[2]) if keeps else tuple(q.shape[:-1])
 
 
 def _is_short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str) -> bool:
     """Whether products of whole rows serve attention without tangents."""
-    if not _has_short_rows(q, k, v) or _backend.requested(backend) != "auto":
+    if not has_short_rows(q, k, v) or _backend.requested(backend) != "auto":
         return False
     return short.supports(q, k, mask, is_causal)
 
 
 def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str) -> bool:
     """Whether ATen's fused kernels serve attention without tangents."""
-    if _backend.requested(backend) != "auto" or _has_short_rows(q, k, v):
+    if _backend.requested(backend) != "auto" or has_short_rows(q, k, v):
         return False
     return aten.supports(q, k, v, mask, is_causal)
 

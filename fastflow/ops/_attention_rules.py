@@ -20,6 +20,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 
 from fastflow.ops import _attention_library as library
 from fastflow.ops import _attention_vmap as vmap_rules
+from fastflow.ops._dispatch import call, plain
 from fastflow.ops._transforms import differentiating, inside_transform
 
 
@@ -27,7 +28,7 @@ def _forward(op: Any) -> Any:
     """The ``forward`` that runs this op."""
 
     def forward(*args: Any) -> Any:
-        return library.call(op, *args)
+        return call(op, *args)
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # apply asks at every call
     return staticmethod(forward)
@@ -50,7 +51,7 @@ class AttentionFunction(torch.autograd.Function):
         if g is None:
             return (None,) * 7
         args = (*ctx.saved_tensors, *_options(ctx))
-        if differentiating(g, *args) or not library.plain(g, *args):
+        if differentiating(g, *args) or not plain(g, *args[:3]):
             grads = run(AttentionBackwardFunction, g.unsqueeze(0), *args)
             return *(x.squeeze(0) for x in grads), *(None,) * 4
         return *library.backward_of_one(g, *args), *(None,) * 4
@@ -199,7 +200,7 @@ class AttentionDualBackwardFunction(torch.autograd.Function):
 
 def run(function: Any, *args: Any) -> Any:
     """``function.apply(*args)``, without a graph where nobody can ask for a derivative."""
-    return apply(function, *args) if differentiating(*args) else library.call(function.op, *args)
+    return apply(function, *args) if differentiating(*args) else call(function.op, *args)
 
 
 def apply(function: Any, *args: Any) -> Any:

@@ -13,19 +13,26 @@ def supports(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> bool
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """out ``[B, H, Nq, Dv]`` and P ``[B, H, Nq, Nk]``."""
-    batch, (q, k, v) = q.shape[:2], (x.flatten(0, 1) for x in (q, k, v))
-    P = _product(q, k.mT, scale)
+    *lead, Nk, Dv = v.shape
+    Nq = q.shape[2]
+    q, k, v = _merged(q), _merged(k), _merged(v)
+    P = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=scale)  # beta = 0: what is added is not read
     out = torch.bmm(torch.softmax(P, -1, out=P), v)
-    return out.unflatten(0, batch), P.unflatten(0, batch)
+    return out.view(*lead, Nq, Dv), P.view(*lead, Nq, Nk)
 
 
 def backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, P: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv for the cotangent g of out."""
-    batch, (g, q, k, v, P) = q.shape[:2], (x.flatten(0, 1) for x in (g, q, k, v, P))
-    dS = torch.ops.aten._softmax_backward_data(torch.bmm(g, v.mT), P, -1, P.dtype)
-    grads = _product(dS, k, scale), _product(dS.mT, q, scale), torch.bmm(P.mT, g)
-    return tuple(dx.unflatten(0, batch) for dx in grads)
+    shapes = q.shape, k.shape, v.shape
+    g, q, k, v, P = _merged(g), _merged(q), _merged(k), _merged(v), _merged(P)
+    dS = torch._softmax_backward_data(torch.bmm(g, v.mT), P, -1, P.dtype)
+    dq = torch.baddbmm(q, dS, k, beta=0, alpha=scale)
+    dk = torch.baddbmm(k, dS.mT, q, beta=0, alpha=scale)
+    dv = torch.bmm(P.mT, g)
+    return dq.view(shapes[0]), dk.view(shapes[1]), dv.view(shapes[2])
 
 
-def _product(x: Tensor, y: Tensor, scale: float) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], y.shape[2]).baddbmm_(x, y, beta=0, alpha=scale)
+def _merged(x: Tensor) -> Tensor:
+    """``[B, H, N, D]`` to ``[B H, N, D]``."""
+    B, H, N, D = x.shape
+    return x.reshape(B * H, N, D)

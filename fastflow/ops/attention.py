@@ -17,6 +17,7 @@ from fastflow.ops import _attention_library as library
 from fastflow.ops import _attention_math
 from fastflow.ops._attention_checks import Problem, canonical, canonical_tangents
 from fastflow.ops._attention_rules import AttentionDualFunction, AttentionFunction, run, single
+from fastflow.ops._transforms import inside_transform
 
 logger = logging.getLogger("fastflow")
 
@@ -66,7 +67,7 @@ def attention(
         library.implementation(backend, x.query, x.key, x.value)
     options = (x.mask, x.scale, x.is_causal, backend)
     compiling = torch.compiler.is_compiling()
-    reason = _why_spelled_out(x)
+    reason = _why_spelled_out(x, compiling)
     if reason is not None:
         if not compiling:
             _log_once(reason)
@@ -79,7 +80,10 @@ def attention(
     elif compiling:
         out, _ = library.attention(*_autocast(*primals), *options)
     else:
-        out, _ = run(AttentionFunction, *_autocast(*primals), *options)
+        primals = _autocast(*primals)
+        if backend == "auto" and library.has_short_rows(*primals):
+            primals = _packed(*primals)
+        out, _ = run(AttentionFunction, *primals, *options)
     return out if out.ndim == len(x.out_shape) else out.reshape(x.out_shape)
 
 
@@ -154,7 +158,7 @@ def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None
     because somebody may ask for the tangent of a gradient. Under torch.compile duals are unpacked everywhere, because
     Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985).
     """
-    if not torch.compiler.is_compiling() and _transforms()[-1:] != ("Jvp",):
+    if not torch.compiler.is_compiling() and (not inside_transform() or _transforms()[-1] != "Jvp"):
         return None
     duals = [forward_ad.unpack_dual(x) for x in primals]
     if all(x.tangent is None for x in duals):
@@ -162,12 +166,21 @@ def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None
     return tuple(x.primal for x in duals), tuple(x.tangent for x in duals)
 
 
-def _dual(q: Tensor, k: Tensor, v: Tensor, tq: Any, tk: Any, tv: Any, *options: Any) -> tuple[Tensor, Tensor]:
-    """O and its tangent, for one tangent, in the dtype of O."""
-    compiling = torch.compiler.is_compiling()
-    call = library.attention_dual if compiling else functools.partial(run, AttentionDualFunction)
-    out, t_out, *_ = call(q, k, v, *single(tq, tk, tv), *options)
+def _dual(*args: Any) -> tuple[Tensor, Tensor]:
+    """O and its tangent in its dtype. args: primals, a tangent of each or None, mask, scale, is_causal, backend."""
+    primals, tangents, options = args[:3], single(*args[3:6]), args[6:]
+    if torch.compiler.is_compiling():
+        out, t_out, *_ = library.attention_dual(*primals, *tangents, *options)
+    else:
+        if options[-1] == "auto" and primals[0].device.type == "cpu":
+            primals, tangents = _packed(*primals), _packed(*tangents)
+        out, t_out, *_ = run(AttentionDualFunction, *primals, *tangents, *options)
     return out, t_out.squeeze(0).to(out.dtype)
+
+
+def _packed(*tensors: Any) -> tuple[Any, ...]:
+    """Contiguous, where products of whole rows would copy them, and copy them again in the backward."""
+    return tuple([None if x is None else x.contiguous() for x in tensors])
 
 
 def _below_jvp(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
@@ -190,11 +203,11 @@ def _transforms() -> tuple[str, ...]:
     return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
 
 
-def _why_spelled_out(x: Problem) -> str | None:
+def _why_spelled_out(x: Problem, compiling: bool) -> str | None:
     """Why this call is left to autograd, or None."""
     if 0 in x.out_shape:
         return "the output is empty"
-    if torch.compiler.is_compiling():
+    if compiling:
         *outer, innermost = _transforms() or ("Jvp",)
         if innermost != "Jvp" or set(outer) - {"Vmap"}:
             return "under torch.compile the custom ops serve one jvp innermost and vmap around it, no other transform"

@@ -16,6 +16,7 @@ from fastflow.ops.random import GaussianNoise
 
 Noise = Tensor | GaussianNoise
 Reduction = Literal["mean", "sum", "none"]
+_REDUCTIONS = get_args(Reduction)
 
 
 class AffinePath(Protocol):
@@ -112,8 +113,8 @@ def flow_matching_loss(
 
     Source: Lipman et al., 2210.02747, eq. 14.
     """
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, get_args(Reduction)))}, got {reduction!r}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, got {reduction!r}")
     t = _check_operands(x0, x1, t, path, noise)
     check_like("pred", check_floating("pred", pred), "x1", x1)
     if weight is not None:

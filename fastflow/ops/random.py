@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fastflow import _backend
 from fastflow.kernels.noise import reference
+from fastflow.ops._dispatch import call, custom_op
 
 _LIMIT = 1 << 63
 _KEPT_NUMEL = 1 << 22  # 16 MiB
-_DRAWN_TOGETHER = 1 << 15  # numbers: up to here, a CPU's time is in NumPy's calls and not in the arithmetic
+_DRAWN_TOGETHER = 1 << 17  # numbers: up to here, a CPU's time is in NumPy's calls and not in the arithmetic
 _MOST_TOGETHER = 64  # offsets
 
 
@@ -51,7 +52,7 @@ class GaussianNoise:
         """The noise as a tensor of this shape: the fp32 draws, cast to dtype."""
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating point type, got {dtype}")
-        return torch.ops.fastflow.gaussian(list(shape), self.seed, self.offset, dtype, torch.device(device))
+        return call(_gaussian, list(shape), self.seed, self.offset, dtype, torch.device(device))
 
 
 def uniform(
@@ -64,7 +65,7 @@ def uniform(
 ) -> Tensor:
     """Uniforms on the open interval (0, 1), the same on every device; arguments as for :class:`GaussianNoise`."""
     check_stream(seed, offset)
-    return torch.ops.fastflow.uniform(list(shape), seed, offset, dtype, torch.device(device))
+    return call(_uniform, list(shape), seed, offset, dtype, torch.device(device))
 
 
 def permutation(num: int, seed: int, offset: int = 0) -> Tensor:
@@ -82,10 +83,10 @@ def check_stream(seed: int, offset: int) -> None:
             raise ValueError(f"{name} must satisfy 0 <= {name} < 2^63, got {value}")
 
 
-@torch.library.custom_op("fastflow::gaussian", mutates_args=())
+@custom_op("fastflow::gaussian")
 def _gaussian(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     numel = math.prod(shape)
-    if _backend.why_not_triton(torch.empty(0, dtype=torch.float32, device=device)) is None and device.type != "cpu":
+    if device.type != "cpu" and _backend.why_not_triton(torch.empty(0, device=device)) is None:
         from fastflow.kernels.noise.gaussian import gaussian
 
         out = gaussian(numel, seed, offset, dtype, device)
@@ -94,7 +95,7 @@ def _gaussian(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, 
     return out.view(shape)
 
 
-@torch.library.custom_op("fastflow::uniform", mutates_args=())
+@custom_op("fastflow::uniform")
 def _uniform(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     drawn = _stream(reference.uniforms, math.prod(shape), seed, offset)
     return drawn.to(device=device, dtype=dtype, copy=True).view(shape)

@@ -39,11 +39,11 @@ def row_sum(x: Tensor) -> Tensor:
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """fp64 if any tensor is fp64, else fp32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [x.dtype for x in tensors] else torch.float32
 
 
 def _term(c: Coefficient, x: Tensor) -> Tensor:
-    x = x.to(accumulation_dtype(x))
+    x = _widened(x)
     if isinstance(c, float):
         return x if c == 1.0 else c * x
     return rows(c, x) * x
@@ -51,12 +51,17 @@ def _term(c: Coefficient, x: Tensor) -> Tensor:
 
 def _accumulate(total: Tensor, c: Coefficient, x: Tensor, in_place: bool) -> Tensor:
     """``total + c x``."""
-    x = x.to(accumulation_dtype(x))
+    x = _widened(x)
     in_place = in_place and total.dtype == x.dtype
     if isinstance(c, float):
         return total.add_(x, alpha=c) if in_place else torch.add(total, x, alpha=c)
     c = rows(c, x)
     return total.addcmul_(c, x) if in_place else torch.addcmul(total, c, x)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """x, at least in fp32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def rows(c: Tensor, x: Tensor) -> Tensor:
