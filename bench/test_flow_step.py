@@ -175,7 +175,7 @@ def training_case() -> Case:
         budget=1e-4,
         floor=roofline.training_step(roofline.network(theirs.model, BATCH)),
         graph=False,
-        least_rounds=200,
+        least_rounds=300,
     )
 
 

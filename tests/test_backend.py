@@ -38,12 +38,11 @@ def test_the_environment_decides_for_auto_only(monkeypatch):
         _backend.resolve("auto", "test", X)
 
 
-def test_plain_attention_is_pytorchs_own_unless_the_process_says_otherwise(monkeypatch):
-    from fastflow.ops import _attention_aten
-
+@pytest.mark.parametrize(("module", "length"), [("_attention_aten", 17), ("_attention_short", 16)])
+def test_plain_attention_has_ways_of_its_own_unless_the_process_says_otherwise(monkeypatch, module, length):
     calls = []
-    monkeypatch.setattr(_attention_aten, "supports", lambda *_: bool(calls.append(1)))
-    q = torch.randn(1, 1, 4, 8)
+    monkeypatch.setattr(f"fastflow.ops.{module}.supports", lambda *_: bool(calls.append(1)))
+    q = torch.randn(1, 1, length, 8)
     ff.attention(q, q, q)
     assert calls
     calls.clear()
