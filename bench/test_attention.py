@@ -243,6 +243,7 @@ def attention_case(p: Problem) -> Case:
         ),
         note="float32 is three TF32 products for one" if CUDA and not half else "",
         skipped=skipped,
+        least_rounds=5 if CUDA else 10,  # math's page faults come and go
     )
 
 
