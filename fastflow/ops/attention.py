@@ -77,13 +77,9 @@ def attention(
         primals, tangents = duals
         dual = _dual if compiling else _below_jvp(_dual)
         out = forward_ad.make_dual(*dual(*_autocast(*primals), *tangents, *options))
-    elif compiling:
-        out, _ = library.attention(*_autocast(*primals), *options)
     else:
-        primals = _autocast(*primals)
-        if backend == "auto" and library.has_short_rows(*primals):
-            primals = _packed(*primals)
-        out, _ = run(AttentionFunction, *primals, *options)
+        plain = library.attention if compiling else _plain
+        out, _ = plain(*_autocast(*primals), *options)
     return out if out.ndim == len(x.out_shape) else out.reshape(x.out_shape)
 
 
@@ -166,6 +162,14 @@ def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None
     return tuple(x.primal for x in duals), tuple(x.tangent for x in duals)
 
 
+def _plain(*args: Any) -> tuple[Tensor, Tensor]:
+    """O and the state. args: those of ``fastflow::attention``."""
+    primals, options = args[:3], args[3:]
+    if options[-1] == "auto" and library.has_short_rows(*primals):
+        primals = _packed(*primals)
+    return run(AttentionFunction, *primals, *options)
+
+
 def _dual(*args: Any) -> tuple[Tensor, Tensor]:
     """O and its tangent in its dtype. args: primals, a tangent of each or None, mask, scale, is_causal, backend."""
     primals, tangents, options = args[:3], single(*args[3:6]), args[6:]
@@ -184,7 +188,7 @@ def _packed(*tensors: Any) -> tuple[Any, ...]:
 
 
 def _below_jvp(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """``function`` below the innermost jvp, whose work is done; through it is half a millisecond more."""
+    """``function`` below the innermost jvp, whose work is done: through it, every tensor is wrapped once more."""
 
     def lowered(*args: Any) -> tuple[Tensor, ...]:
         interpreter = retrieve_current_functorch_interpreter()
