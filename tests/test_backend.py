@@ -38,16 +38,19 @@ def test_the_environment_decides_for_auto_only(monkeypatch):
         _backend.resolve("auto", "test", X)
 
 
-@pytest.mark.parametrize(("module", "length"), [("_attention_aten", 17), ("_attention_short", 16)])
-def test_plain_attention_has_ways_of_its_own_unless_the_process_says_otherwise(monkeypatch, module, length):
+@pytest.mark.parametrize(
+    ("module", "length", "is_causal"),
+    [("_attention_aten", 17, False), ("_attention_aten", 16, True), ("_attention_short", 16, False)],
+)
+def test_plain_attention_has_ways_of_its_own_unless_the_process_says_otherwise(monkeypatch, module, length, is_causal):
     calls = []
     monkeypatch.setattr(f"fastflow.ops.{module}.supports", lambda *_: bool(calls.append(1)))
     q = torch.randn(1, 1, length, 8)
-    ff.attention(q, q, q)
+    ff.attention(q, q, q, is_causal=is_causal)
     assert calls
     calls.clear()
     monkeypatch.setenv("FASTFLOW_BACKEND", "reference")
-    ff.attention(q, q, q)
+    ff.attention(q, q, q, is_causal=is_causal)
     assert not calls
 
 

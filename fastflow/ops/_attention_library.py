@@ -44,7 +44,7 @@ def attention(
             return short.forward(q, k, v, scale)
         if _native(q, k, v, mask, is_causal, backend):
             return aten.forward(q, k, v, mask, scale, is_causal)
-        dual_forward = _kernels(backend, q, k, v)[0]
+        dual_forward = _kernels(backend, q, k, v, mask, is_causal)[0]
         out, _, state, _ = dual_forward(
             q, k, v, None, None, None, _expanded(mask, q, k), scale=scale, is_causal=is_causal
         )
@@ -59,7 +59,9 @@ def _(
     if _native(q, k, v, mask, is_causal, backend):
         out, lse = aten.forward(q, k, v, mask, scale, is_causal)
         return out, lse.to(dtype)  # ATen's own fake has it in float32 for float64 (2.11)
-    return v.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(_state_shape(q, k, v, backend), dtype=dtype)
+    return v.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(
+        _state_shape(q, k, v, mask, is_causal, backend), dtype=dtype
+    )
 
 
 @custom_op("fastflow::attention_backward")
@@ -72,7 +74,7 @@ def attention_backward(
     if len(g) == 1:
         return tuple(x.unsqueeze(0) for x in backward_of_one(g.squeeze(0), *args))  # type: ignore[return-value]
     with _full_precision(q):
-        dual_backward = _kernels(backend, q, k, v)[1]
+        dual_backward = _kernels(backend, q, k, v, mask, is_causal)[1]
         operands = (q, k, v, None, None, None, _expanded(mask, q, k), out, None, state, None)
         return dual_backward(None, g, *operands, scale=scale, is_causal=is_causal, need_tangent_grads=True)[3:]
 
@@ -87,7 +89,7 @@ def backward_of_one(
             return short.backward(g, q, k, v, state, scale)
         if _native(q, k, v, mask, is_causal, backend):
             return aten.backward(g, q, k, v, mask, out, state, scale, is_causal)
-        dual_backward = _kernels(backend, q, k, v)[1]
+        dual_backward = _kernels(backend, q, k, v, mask, is_causal)[1]
         operands = (q, k, v, None, None, None, _expanded(mask, q, k), out, None, state, None)
         return dual_backward(g, None, *operands, scale=scale, is_causal=is_causal)[:3]
 
@@ -110,7 +112,7 @@ def attention_dual(
 ) -> Quad:  # fmt: skip
     """out, t_out ``[K, B, Hq, Nq, Dv]``, state and t_state; at least one tangent is given."""
     with _full_precision(q):
-        dual_forward = _kernels(backend, q, k, v)[0]
+        dual_forward = _kernels(backend, q, k, v, mask, is_causal)[0]
         return dual_forward(q, k, v, tq, tk, tv, _expanded(mask, q, k), scale=scale, is_causal=is_causal)
 
 
@@ -120,7 +122,7 @@ def _(
     scale: float, is_causal: bool, backend: str,
 ) -> Quad:  # fmt: skip
     tangents = [x for x in (tq, tk, tv) if x is not None]
-    num, state_shape = tangents[0].shape[0], _state_shape(q, k, v, backend)
+    num, state_shape = tangents[0].shape[0], _state_shape(q, k, v, mask, is_causal, backend)
     dtype = _row_dtype(q, *tangents)
     out = v.new_empty((*q.shape[:-1], v.shape[-1]))
     t_out = tangents[0].new_empty((num, *out.shape))
@@ -136,7 +138,7 @@ def attention_dual_backward(
 ) -> Sextet:  # fmt: skip
     """dq, dk, dv, dtq, dtk, dtv for the cotangents g of out, h of t_out; absent where the tangent is."""
     with _full_precision(q):
-        dual_backward = _kernels(backend, q, k, v)[1]
+        dual_backward = _kernels(backend, q, k, v, mask, is_causal)[1]
         grads = dual_backward(
             g, h, q, k, v, tq, tk, tv, _expanded(mask, q, k), out, t_out, state, t_state,
             scale=scale, is_causal=is_causal,
@@ -167,7 +169,9 @@ def implementation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
     return chosen
 
 
-def _kernels(backend: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _kernels(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``dual_forward`` and ``dual_backward`` of the implementation that serves this call."""
     if implementation(backend, q, k, v) == "triton":
         from fastflow.kernels.attention.backward import dual_backward
@@ -176,32 +180,37 @@ def _kernels(backend: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Callable[..
         return dual_forward, dual_backward
     from fastflow.kernels.attention import reference
 
-    return functools.partial(reference.dual_forward, keep=has_short_rows(q, k, v)), reference.dual_backward
+    return functools.partial(
+        reference.dual_forward, keep=has_short_rows(q, k, v, mask, is_causal)
+    ), reference.dual_backward
 
 
-def has_short_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether P is no larger than q and the output together, on a CPU.
+def has_short_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
+    """Whether P is no larger than q and the output together, without any mask and on a CPU.
 
-    There products of whole rows beat tiles of them, ATen's too, and memory stays linear where P is kept.
+    There products of whole rows serve as well as tiles of them, and memory stays linear where P is kept. A mask would
+    be a pass over P of its own, which ATen's tiles save.
     """
-    return q.device.type == "cpu" and k.shape[2] <= q.shape[3] + v.shape[3]
+    return q.device.type == "cpu" and mask is None and not is_causal and k.shape[2] <= q.shape[3] + v.shape[3]
 
 
-def _state_shape(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[int, ...]:
-    keeps = has_short_rows(q, k, v) and implementation(backend, q, k, v) == "reference"
+def _state_shape(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str
+) -> tuple[int, ...]:
+    keeps = has_short_rows(q, k, v, mask, is_causal) and implementation(backend, q, k, v) == "reference"
     return (*q.shape[:-1], k.shape[2]) if keeps else tuple(q.shape[:-1])
 
 
 def _is_short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str) -> bool:
     """Whether products of whole rows serve attention without tangents."""
-    if not has_short_rows(q, k, v) or _backend.requested(backend) != "auto":
+    if not has_short_rows(q, k, v, mask, is_causal) or _backend.requested(backend) != "auto":
         return False
-    return short.supports(q, k, mask, is_causal)
+    return short.supports(q, k)
 
 
 def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, backend: str) -> bool:
     """Whether ATen's fused kernels serve attention without tangents."""
-    if _backend.requested(backend) != "auto" or has_short_rows(q, k, v):
+    if _backend.requested(backend) != "auto" or has_short_rows(q, k, v, mask, is_causal):
         return False
     return aten.supports(q, k, v, mask, is_causal)
 

@@ -1,4 +1,4 @@
-"""Plain attention on rows so short that P is kept: whole products, which on a CPU beat tiles of them, ATen's too."""
+"""Plain attention without a mask on rows so short that P is kept: whole products in place of ATen's tiles, on a CPU."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch import Tensor
 _DTYPES = (torch.float32, torch.float64)
 
 
-def supports(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
+def supports(q: Tensor, k: Tensor) -> bool:
     """Whether these products serve q ``[B, Hq, Nq, D]``, k, v ``[B, Hk, Nk, D]``; the rows are known to be short."""
-    return mask is None and not is_causal and q.shape[1] == k.shape[1] and q.dtype in _DTYPES
+    return q.shape[1] == k.shape[1] and q.dtype in _DTYPES
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

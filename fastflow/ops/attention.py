@@ -164,10 +164,10 @@ def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None
 
 def _plain(*args: Any) -> tuple[Tensor, Tensor]:
     """O and the state. args: those of ``fastflow::attention``."""
-    primals, options = args[:3], args[3:]
-    if options[-1] == "auto" and library.has_short_rows(*primals):
-        primals = _packed(*primals)
-    return run(AttentionFunction, *primals, *options)
+    q, k, v, mask, scale, is_causal, backend = args
+    if backend == "auto" and library.has_short_rows(q, k, v, mask, is_causal):
+        q, k, v = _packed(q, k, v)
+    return run(AttentionFunction, q, k, v, mask, scale, is_causal, backend)
 
 
 def _dual(*args: Any) -> tuple[Tensor, Tensor]:

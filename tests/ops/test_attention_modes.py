@@ -16,7 +16,7 @@ TOLERANCE = 1e-10
 B, H, NQ, NK, D, DV, K = 2, 4, 5, 7, 3, 2, 3
 ROWS = {  # D and Dv that lead to each of the ways to serve a CPU
     "long": (D, DV),  # computed again for the backward
-    "short": (5, 3),  # Nk <= D + Dv: kept, and whole products where there is no mask
+    "short": (5, 3),  # Nk <= D + Dv: without a mask, kept
     "native": (3, 3),  # ATen's kernel, without tangents
 }
 
