@@ -18,7 +18,7 @@ from bench._gpu_subjects import Subject, attention_problem, dtypes, every_launch
 from fastflow.kernels.attention import backward, forward
 from fastflow.kernels.flow_step import interpolate, loss
 from fastflow.kernels.flow_step._launch import Terms
-from tests.kernels.attention.attention_problems import GuardedAllocator
+from tests.kernels.attention.problems import GuardedAllocator
 
 _FAR = (1 << 31) + 64  # elements
 _AXES = {"heads": 1, "rows": 2}

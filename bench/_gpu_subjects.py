@@ -16,8 +16,8 @@ from fastflow.kernels.flow_step import interpolate, loss
 from fastflow.kernels.flow_step._launch import Terms
 from fastflow.kernels.noise import gaussian
 from fastflow.kernels.noise import reference as noise_reference
-from tests._compare import share_of_budget
-from tests.kernels.attention.attention_problems import Problem, oracle
+from tests.compare import share_of_budget
+from tests.kernels.attention.problems import Problem, oracle
 
 Tensors = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 import pytest
 
-from tests._compare import DEVICE
+from tests.compare import DEVICE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -40,11 +40,11 @@ def test_the_environment_decides_for_auto_only(monkeypatch):
 
 @pytest.mark.parametrize(
     ("module", "length", "is_causal"),
-    [("_attention_aten", 17, False), ("_attention_aten", 16, True), ("_attention_short", 16, False)],
+    [("aten", 17, False), ("aten", 16, True), ("short", 16, False)],
 )
 def test_plain_attention_has_ways_of_its_own_unless_the_process_says_otherwise(monkeypatch, module, length, is_causal):
     calls = []
-    monkeypatch.setattr(f"fastflow.ops.{module}.supports", lambda *_: bool(calls.append(1)))
+    monkeypatch.setattr(f"fastflow.kernels.attention.{module}.supports", lambda *_: bool(calls.append(1)))
     q = torch.randn(1, 1, length, 8)
     ff.attention(q, q, q, is_causal=is_causal)
     assert calls
@@ -70,7 +70,7 @@ def test_triton_that_cannot_serve_says_why(monkeypatch):
 
 
 def test_values_on_a_gpu_are_read_only_on_request(monkeypatch):
-    from fastflow._validate import readable
+    from fastflow._checks import readable
 
     assert readable(X)
     assert not readable(X.to("meta"))
@@ -111,12 +111,12 @@ else:
 
 
 def test_doctor_reports_and_finds_a_wrong_op(capsys, monkeypatch):
-    from fastflow import doctor
+    from fastflow.cli import doctor
 
     assert doctor.main() == 0
     report = capsys.readouterr().out
     for word in ("torch", "triton", "flow_step", "attention", "divergence", "auto", "every check passed"):
         assert word in report
-    monkeypatch.setattr(ff, "interpolate", lambda *a, **k: 1.001 * a[1])
+    monkeypatch.setattr(doctor, "interpolate", lambda *a, **k: 1.001 * a[1])
     assert doctor.main() == 1
     assert "WRONG" in capsys.readouterr().out

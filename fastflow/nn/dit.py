@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from fastflow.nn.embeddings import TimeEmbedding, position_embedding
-from fastflow.nn.norm import RMSNorm, layer_norm
-from fastflow.ops.attention import attention
+from ..ops.attention.api import attention
+from .embeddings import TimeEmbedding, position_embedding
+from .norm import RMSNorm, layer_norm
 
 PRESETS = {
     "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},

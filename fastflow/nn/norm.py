@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastflow.ops._transforms import has_tangent, inside_transform
+from ..ops._transforms import has_tangent, inside_transform
 
 
 def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:

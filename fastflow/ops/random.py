@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastflow import _backend
-from fastflow.kernels.noise import reference
-from fastflow.ops._dispatch import call, custom_op
+from .. import _backend
+from ..kernels.noise import reference
+from ._custom_op import call, custom_op
 
 _LIMIT = 1 << 63
 _KEPT_NUMEL = 1 << 22  # 16 MiB
@@ -87,7 +87,7 @@ def check_stream(seed: int, offset: int) -> None:
 def _gaussian(shape: Sequence[int], seed: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     numel = math.prod(shape)
     if device.type != "cpu" and _backend.why_not_triton(torch.empty(0, device=device)) is None:
-        from fastflow.kernels.noise.gaussian import gaussian
+        from ..kernels.noise.gaussian import gaussian
 
         out = gaussian(numel, seed, offset, dtype, device)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastflow.train.extras import extra
+from .extras import extra
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"

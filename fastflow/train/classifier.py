@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastflow.ops.random import permutation
-from fastflow.train.data import Samples
-from fastflow.train.streams import Stream, seeded_initialisation
+from ..ops.random import permutation
+from .data import Samples
+from .streams import Stream, seeded_initialisation
 
 Features = Callable[[Tensor], Tensor]
 

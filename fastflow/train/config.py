@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastflow.solvers import Solver
+from ..sampling.ode import Solver
 
 PathName = Literal["condot", "cosine", "polynomial", "linear_vp", "vp", "sigma_min", "independent", "bridge"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastflow.ops.random import permutation
-from fastflow.train.extras import extra
-from fastflow.train.points import POINT_SETS, draw
-from fastflow.train.streams import Stream
+from ..ops.random import permutation
+from .extras import extra
+from .points import POINT_SETS, draw
+from .streams import Stream
 
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastflow.likelihood import LikelihoodSolver, log_likelihood
-from fastflow.ops.divergence import Method
-from fastflow.ops.random import uniform
-from fastflow.paths import Path
-from fastflow.train.data import load_data
-from fastflow.train.runs import Run
-from fastflow.train.streams import Stream
+from ..ops.divergence.api import Method
+from ..ops.random import uniform
+from ..paths import Path
+from ..sampling.likelihood import LikelihoodSolver, log_likelihood
+from .data import load_data
+from .runs import Run
+from .streams import Stream
 
 _CHUNK = 512  # samples that go through the network together
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastflow.train.checkpoint import list_checkpoints
-from fastflow.train.extras import extra
+from .checkpoint import list_checkpoints
+from .extras import extra
 
 
 class NonFiniteError(RuntimeError):

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastflow.ops.flow_step import flow_matching_loss, interpolate
-from fastflow.ops.random import GaussianNoise, uniform
-from fastflow.paths import Path, sample_times
-from fastflow.train.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
-from fastflow.train.config import Config
-from fastflow.train.data import Dataset, DataSpec, load_data
-from fastflow.train.extras import extra
-from fastflow.train.log import RunLog
-from fastflow.train.report import draw_pictures, final_metrics
-from fastflow.train.runs import build_path, choose_device
-from fastflow.train.state import State
-from fastflow.train.streams import Stream
+from ..ops.flow_step.api import flow_matching_loss, interpolate
+from ..ops.random import GaussianNoise, uniform
+from ..paths import Path, sample_times
+from .checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
+from .config import Config
+from .data import Dataset, DataSpec, load_data
+from .extras import extra
+from .log import RunLog
+from .report import draw_pictures, final_metrics
+from .runs import build_path, choose_device
+from .state import State
+from .streams import Stream
 
 
 def train(config: Config) -> dict[str, float]:

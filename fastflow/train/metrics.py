@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastflow.train.classifier import Features, principal_components, train_classifier
-from fastflow.train.data import Dataset, Samples
-from fastflow.train.extras import extra
+from .classifier import Features, principal_components, train_classifier
+from .data import Dataset, Samples
+from .extras import extra
 
 _MAX_IMAGES = 10_000
 _NUM_POINTS = 1_000

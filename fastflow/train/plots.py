@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastflow.train.data import DataSpec
-from fastflow.train.extras import extra
+from .data import DataSpec
+from .extras import extra
 
 _INK = "#1f2933"
 _FAINT = "#9aa5b1"

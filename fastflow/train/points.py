@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastflow.ops.random import GaussianNoise, uniform
-from fastflow.train.streams import Stream
+from ..ops.random import GaussianNoise, uniform
+from .streams import Stream
 
 
 def draw(name: str, num: int, seed: int, step: int = 0) -> Tensor:

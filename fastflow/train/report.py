@@ -7,16 +7,16 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor
 
-from fastflow.ops.random import GaussianNoise
-from fastflow.paths import Path
-from fastflow.train.config import Config
-from fastflow.train.data import Dataset, DataSpec
-from fastflow.train.log import RunLog
-from fastflow.train.metrics import evaluate
-from fastflow.train.plots import plot_losses, plot_samples
-from fastflow.train.runs import Model, generate, to_data_units
-from fastflow.train.state import State
-from fastflow.train.streams import Stream
+from ..ops.random import GaussianNoise
+from ..paths import Path
+from .config import Config
+from .data import Dataset, DataSpec
+from .log import RunLog
+from .metrics import evaluate
+from .plots import plot_losses, plot_samples
+from .runs import Model, generate, to_data_units
+from .state import State
+from .streams import Stream
 
 _ROWS, _COLUMNS = 10, 10
 _NUM_POINTS = 2000

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastflow import paths
-from fastflow.guidance import classifier_free_guidance
-from fastflow.nn import DiT, VelocityMLP
-from fastflow.ops.random import GaussianNoise
-from fastflow.solvers import Solver, Velocity, sample_ode
-from fastflow.train.checkpoint import newest_checkpoint
-from fastflow.train.config import Config
-from fastflow.train.data import DataSpec
-from fastflow.train.streams import Stream, seeded_initialisation
+from .. import paths
+from ..nn import DiT, VelocityMLP
+from ..ops.random import GaussianNoise
+from ..sampling.guidance import classifier_free_guidance
+from ..sampling.ode import Solver, Velocity, sample_ode
+from .checkpoint import newest_checkpoint
+from .config import Config
+from .data import DataSpec
+from .streams import Stream, seeded_initialisation
 
 Model = DiT | VelocityMLP
 

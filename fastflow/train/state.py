@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastflow.train.checkpoint import Checkpoint
-from fastflow.train.config import Config
-from fastflow.train.data import DataSpec
-from fastflow.train.ema import EMA
-from fastflow.train.runs import Model, build_model, describe
+from .checkpoint import Checkpoint
+from .config import Config
+from .data import DataSpec
+from .ema import EMA
+from .runs import Model, build_model, describe
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 import triton
 from torch import Tensor
 
-from fastflow.kernels.attention.config import CONFIGS, Config
+from .config import CONFIGS, Config
 
 _fastest: dict[Hashable, Config] = {}
 

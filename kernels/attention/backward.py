@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow.kernels.attention import _launch
-from fastflow.kernels.attention._autotune import tuned
-from fastflow.kernels.attention._tile import load_rows, matrix, tangent_matrices, tangent_matrix
-from fastflow.kernels.attention.backward_keys import _dual_dkdv_kernel
-from fastflow.kernels.attention.backward_queries import _dual_dq_kernel
-from fastflow.kernels.attention.config import Config, config_for
+from . import _launch
+from ._autotune import tuned
+from ._tile import load_rows, matrix, tangent_matrices, tangent_matrix
+from .backward_keys import _dual_dkdv_kernel
+from .backward_queries import _dual_dq_kernel
+from .config import Config, config_for
 
 Outputs = Sequence[Tensor | None]
 

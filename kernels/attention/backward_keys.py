@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastflow.kernels.attention._tile import (
+from ._tile import (
     dot_along,
     dot_sides_less,
     load_per_query,

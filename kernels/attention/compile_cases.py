@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from fastflow.kernels._compile import CompileCase
-from fastflow.kernels.attention.backward import _row_terms_kernel
-from fastflow.kernels.attention.backward_keys import _dual_dkdv_kernel
-from fastflow.kernels.attention.backward_queries import _dual_dq_kernel
-from fastflow.kernels.attention.config import DIRECTIONS, Config, row
-from fastflow.kernels.attention.forward import _dual_forward_kernel
+from .._common.compile_case import CompileCase
+from .backward import _row_terms_kernel
+from .backward_keys import _dual_dkdv_kernel
+from .backward_queries import _dual_dq_kernel
+from .config import DIRECTIONS, Config, row
+from .forward import _dual_forward_kernel
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _STRIDES = ("i32:16",) * 4

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow.kernels.attention import _launch
-from fastflow.kernels.attention._autotune import tuned
-from fastflow.kernels.attention._tile import (
+from . import _launch
+from ._autotune import tuned
+from ._tile import (
     LN_2,
     LOG2_E,
     add_scaled_rows,
@@ -25,7 +25,7 @@ from fastflow.kernels.attention._tile import (
     tangent_matrix,
     zero_rows,
 )
-from fastflow.kernels.attention.config import Config, config_for
+from .config import Config, config_for
 
 
 @triton.jit

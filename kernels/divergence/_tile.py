@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common import gaussian_groups, lanes, philox_words
+from .._common.philox import gaussian_groups, lanes, philox_words
 from .config import LANES, tile
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}

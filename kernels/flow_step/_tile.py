@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .._common import gaussian_groups
+from .._common.philox import gaussian_groups
 
 ABSENT, GIVEN, DRAWN = 0, 1, 2
 _GIVEN = tl.constexpr(GIVEN)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common import gaussian_groups
+from .._common.philox import gaussian_groups
 
 _GROUPS = 512  # counters a program
 _NUM_WARPS = 4

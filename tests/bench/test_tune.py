@@ -13,7 +13,7 @@ from bench._tune_table import Timed, chosen, rewritten
 from bench.tune import Kernel
 from fastflow.kernels.attention import config, forward
 from fastflow.kernels.attention.config import CONFIGS, DIRECTIONS, Config
-from tests._compare import DEVICE
+from tests.compare import DEVICE
 
 SLOW, FAST, WRONG, LARGE = Config(16, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 16, 4, 1), Config(64, 16, 4, 1)
 

@@ -10,7 +10,7 @@ from torch.func import functional_call, jvp, vjp, vmap
 from fastflow.nn import DiT
 from fastflow.nn.dit import PATCH_SIZES, PRESETS
 from fastflow.nn.embeddings import TimeEmbedding, position_embedding
-from tests._compare import assert_close
+from tests.compare import assert_close
 
 # the appendix's table of configurations, in millions, for /2, /4 and /8
 PAPER_MILLIONS = {"S": (33, 33, 33), "B": (130, 130, 131), "L": (458, 458, 459), "XL": (675, 675, 676)}

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
 from fastflow.nn.norm import RMSNorm, layer_norm
-from tests._compare import assert_close
+from tests.compare import assert_close
 
 Norm = Callable[[Tensor], Tensor]
 

@@ -145,7 +145,7 @@ def test_killed_and_resumed_on_the_command_line(tmp_path: Path) -> None:
     def command(out: str, *more: str) -> list[str]:
         settings = [f"--{name.replace('_', '-')}={value}" for name, value in POINTS.items()]
         fixed = [*settings, "--steps", "100", "--checkpoint-every", "10", "--out", str(tmp_path / out)]
-        return [sys.executable, "-m", "fastflow.cli", "train", *fixed, *more]
+        return [sys.executable, "-m", "fastflow", "train", *fixed, *more]
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["", *sys.path]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command("parts"), env=environment, stdout=subprocess.DEVNULL)

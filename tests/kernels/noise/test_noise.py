@@ -9,7 +9,7 @@ from fastflow.kernels.noise import reference
 triton = pytest.importorskip("triton")
 tl = triton.language
 
-from fastflow.kernels._common import gaussian_groups, lanes, philox_words  # noqa: E402
+from fastflow.kernels._common.philox import gaussian_groups, lanes, philox_words  # noqa: E402
 from fastflow.kernels.noise.gaussian import gaussian  # noqa: E402
 
 ALL_ONES = (1 << 64) - 1

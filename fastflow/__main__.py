@@ -1,0 +1,5 @@
+"""``python -m fastflow``: the command line."""
+
+from .cli import main
+
+main()
