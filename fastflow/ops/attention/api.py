@@ -2,18 +2,15 @@
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _functorch
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from .._transforms import inside_transform
+from ..._torch import inside_transform, one_level_down, requires_grad_at_any_level, transforms
 from . import custom_ops as library
 from . import spelled_out
 from .problem import Problem, canonical, canonical_tangents
@@ -75,7 +72,7 @@ def attention(
         out = spelled_out.attention(q, k, v, *options[:-1])
     elif (duals := _unpacked(*primals)) is not None:
         primals, tangents = duals
-        dual = _dual if compiling else _below_jvp(_dual)
+        dual = _dual if compiling else one_level_down(_dual)
         out = forward_ad.make_dual(*dual(*_autocast(*primals), *tangents, *options))
     else:
         plain = library.attention if compiling else _plain
@@ -119,7 +116,7 @@ def attention_jvp(
     library.implementation(backend, x.query, x.key, x.value)
     tangents, num = canonical_tangents((query, key, value), (query_tangent, key_tangent, value_tangent), x.lead)
     call = library.attention_dual if torch.compiler.is_compiling() else functools.partial(run, AttentionDualFunction)
-    if torch.compiler.is_compiling() and set(_transforms()) - {"Vmap"}:
+    if torch.compiler.is_compiling() and set(transforms()) - {"Vmap"}:
         raise NotImplementedError(
             "attention_jvp inside grad or jvp cannot be compiled; use attention inside torch.func.jvp"
         )
@@ -154,7 +151,7 @@ def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None
     because somebody may ask for the tangent of a gradient. Under torch.compile duals are unpacked everywhere, because
     Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985).
     """
-    if not torch.compiler.is_compiling() and (not inside_transform() or _transforms()[-1] != "Jvp"):
+    if not torch.compiler.is_compiling() and (not inside_transform() or transforms()[-1] != "Jvp"):
         return None
     duals = [forward_ad.unpack_dual(x) for x in primals]
     if all(x.tangent is None for x in duals):
@@ -187,32 +184,12 @@ def _packed(*tensors: Any) -> tuple[Any, ...]:
     return tuple([None if x is None else x.contiguous() for x in tensors])
 
 
-def _below_jvp(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """``function`` below the innermost jvp, whose work is done: through it, every tensor is wrapped once more."""
-
-    def lowered(*args: Any) -> tuple[Tensor, ...]:
-        interpreter = retrieve_current_functorch_interpreter()
-        level = interpreter.level()
-        args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
-        with interpreter.lower():
-            outputs = function(*args)
-        return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
-
-    return lowered
-
-
-@torch.compiler.assume_constant_result
-def _transforms() -> tuple[str, ...]:
-    """The active torch.func transforms, outermost first; torch.compile may ask while it traces."""
-    return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
-
-
 def _why_spelled_out(x: Problem, compiling: bool) -> str | None:
     """Why this call is left to autograd, or None."""
     if 0 in x.out_shape:
         return "the output is empty"
     if compiling:
-        *outer, innermost = _transforms() or ("Jvp",)
+        *outer, innermost = transforms() or ("Jvp",)
         if innermost != "Jvp" or set(outer) - {"Vmap"}:
             return "under torch.compile the custom ops serve one jvp innermost and vmap around it, no other transform"
     if x.mask is not None and x.mask.dtype != torch.bool and _is_differentiated(x.mask):
@@ -223,13 +200,11 @@ def _why_spelled_out(x: Problem, compiling: bool) -> str | None:
 def _is_differentiated(x: Tensor) -> bool:
     """Whether x requires grad at any level of torch.func, or has a tangent at the innermost."""
     # a batched tensor cannot be unpacked; a tangent below it is caught by the rules, which raise
-    if _transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
+    if transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
         return True
     if torch.compiler.is_compiling():
         return x.requires_grad
-    while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
-    return x.requires_grad and torch.is_grad_enabled()
+    return requires_grad_at_any_level(x) and torch.is_grad_enabled()
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

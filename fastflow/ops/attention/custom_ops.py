@@ -33,7 +33,7 @@ def is_absent(x: Tensor) -> bool:
     return x.ndim == 1
 
 
-@custom_op("fastflow::attention")
+@custom_op("attention")
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ def _(
     )
 
 
-@custom_op("fastflow::attention_backward")
+@custom_op("attention_backward")
 def attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, state: Tensor,
     scale: float, is_causal: bool, backend: str,
@@ -104,7 +104,7 @@ def _(
     return tuple(x.new_empty((len(g), *x.shape)) for x in (q, k, v))  # type: ignore[return-value]
 
 
-@custom_op("fastflow::attention_dual")
+@custom_op("attention_dual")
 def attention_dual(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
     scale: float, is_causal: bool, backend: str,
@@ -128,7 +128,7 @@ def _(
     return out, t_out, q.new_empty(state_shape, dtype=dtype), q.new_empty((num, *state_shape), dtype=dtype)
 
 
-@custom_op("fastflow::attention_dual_backward")
+@custom_op("attention_dual_backward")
 def attention_dual_backward(
     g: Tensor | None, h: Tensor, q: Tensor, k: Tensor, v: Tensor,
     tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,

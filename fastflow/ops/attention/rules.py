@@ -15,11 +15,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._functorch import eager_transforms
-from torch._functorch.utils import unwrap_dead_wrappers
 
-from .._custom_op import call, plain
-from .._transforms import differentiating, inside_transform
+from ..._torch import apply, can_skip_dispatcher, forward_mode_active, inside_jvp, inside_transform
+from .._custom_op import call
 from . import batching as vmap_rules
 from . import custom_ops as library
 
@@ -51,7 +49,7 @@ class AttentionFunction(torch.autograd.Function):
         if g is None:
             return (None,) * 7
         args = (*ctx.saved_tensors, *_options(ctx))
-        if differentiating(g, *args) or not plain(g, *args[:3]):
+        if differentiating(g, *args) or not can_skip_dispatcher(g, *args[:3]):
             grads = run(AttentionBackwardFunction, g.unsqueeze(0), *args)
             return *(x.squeeze(0) for x in grads), *(None,) * 4
         return *library.backward_of_one(g, *args), *(None,) * 4
@@ -189,7 +187,7 @@ class AttentionDualBackwardFunction(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        if eager_transforms.JVP_NESTING > 0:
+        if inside_jvp():
             _refuse_third_order()
         return tuple(torch.full_like(x, torch.nan) for x in ctx.saved_tensors)
 
@@ -203,12 +201,10 @@ def run(function: Any, *args: Any) -> Any:
     return apply(function, *args) if differentiating(*args) else call(function.op, *args)
 
 
-def apply(function: Any, *args: Any) -> Any:
-    """``function.apply(*args)``. Outside of transforms it leaves out the search for defaults, of which there are none:
-    that takes as long as a small product."""
-    if inside_transform():
-        return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
+def differentiating(*args: Any) -> bool:
+    """Return True if a derivative of a function of args could be wanted, or the function could be mapped."""
+    recording = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    return recording or forward_mode_active() or inside_transform()
 
 
 for function in (AttentionFunction, AttentionBackwardFunction, AttentionDualFunction, AttentionDualBackwardFunction):

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from fastflow.kernels.attention import cpu as reference
-from fastflow.ops.attention import custom_ops as library
 from fastflow.ops.attention import attention, attention_jvp
+from fastflow.ops.attention import custom_ops as library
 from fastflow.ops.attention.rules import AttentionBackwardFunction, AttentionFunction
 from tests.compare import assert_close, math_attention
 
