@@ -54,16 +54,7 @@ def build_model(config: Config, spec: DataSpec) -> Model:
 
 def build_path(config: Config) -> paths.Path:
     """The probability path that ``Config.path`` names."""
-    return {
-        "condot": paths.CondOT,
-        "cosine": paths.Cosine,
-        "polynomial": lambda: paths.Polynomial(2),
-        "linear_vp": paths.LinearVP,
-        "vp": paths.VP,
-        "sigma_min": lambda: paths.SigmaMin(config.sigma),
-        "independent": lambda: paths.Independent(config.sigma),
-        "bridge": lambda: paths.SchrodingerBridge(config.sigma),
-    }[config.path]()
+    return paths.build(config.path, sigma=config.sigma)
 
 
 def choose_device(name: str) -> torch.device:
