@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..ops.divergence.api import Method
+from ..ops.divergence import Method
 from ..sampling.likelihood import LikelihoodSolver
 from ..sampling.ode import Solver
 from ..train.config import Config

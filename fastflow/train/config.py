@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..paths import PathName
-from ..sampling.ode import Solver
+from ..sampling import Solver
 
 # what may differ between a run and its continuation
 _FREE_TO_CHANGE = (

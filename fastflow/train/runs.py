@@ -10,8 +10,7 @@ from torch import Tensor
 from .. import paths
 from ..nn import DiT, VelocityMLP
 from ..ops.random import GaussianNoise
-from ..sampling.guidance import classifier_free_guidance
-from ..sampling.ode import Solver, Velocity, sample_ode
+from ..sampling import Solver, Velocity, classifier_free_guidance, sample_ode
 from .checkpoint import newest_checkpoint
 from .config import Config
 from .data import DataSpec
