@@ -25,7 +25,8 @@ def test_mixture_flow_within_a_thousandth_of_a_nat_a_dimension(path):
     flow = GaussianMixtureFlow.example(path)
     x = flow.sample(200)
     truth = flow.log_prob(x, torch.full((200,), path.domain[1], dtype=x.dtype))
-    heun, rk4 = (likelihood(flow, x, num_steps=100, solver=s).log_prob - truth for s in ("heun", "rk4"))
+    steps = {"heun": 100, "rk4": 100 if isinstance(path, paths.LinearVP) else 50}  # d_beta is infinite at t = 1
+    heun, rk4 = (likelihood(flow, x, num_steps=n, solver=s).log_prob - truth for s, n in steps.items())
     assert heun.mean().abs() <= 2 * 1e-4
     assert heun.square().mean().sqrt() <= 2 * 1e-3
     assert rk4.abs().max() <= 1e-4
@@ -84,7 +85,7 @@ def test_density_of_the_mixture_flow_integrates_to_one():
 
 @pytest.mark.slow
 def test_density_of_a_trained_model_integrates_to_one():
-    model = trained_points("eight_gaussians")
+    model = trained_points("eight_gaussians", steps=300)
     axis = torch.linspace(-11, 11, 90)
     with torch.no_grad():
         r = ff.log_likelihood(model, torch.cartesian_prod(axis, axis), method="exact", num_steps=50)

@@ -117,9 +117,10 @@ def test_guidance_raises_the_exact_likelihood_of_the_mixture():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["moons", "eight_gaussians"])
-def test_guidance_raises_the_exact_likelihood_of_trained_points(name):
-    model = trained_points(name)
+@pytest.mark.parametrize(("name", "steps"), [("moons", 300), ("eight_gaussians", 60)])
+def test_guidance_raises_the_exact_likelihood_of_trained_points(name, steps):
+    """After few enough steps that the rise is several standard errors, from almost any initial weights."""
+    model = trained_points(name, steps)
     x0 = ff.GaussianNoise(3).materialize((500, 2))
     with torch.no_grad():
         plain, guided = (
