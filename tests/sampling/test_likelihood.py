@@ -1,4 +1,4 @@
-"""Log-densities against closed forms, and of trained models."""
+"""Log-densities against closed forms, and those of trained models."""
 
 import math
 import sys
@@ -69,7 +69,7 @@ def test_estimates_agree_within_their_standard_error(method):
 
 
 def test_probes_are_the_same_for_the_whole_solve():
-    """Every field evaluation multiplies the Jacobian by the same vectors: a probe's error does not average out."""
+    """Every evaluation multiplies the Jacobian by the same vectors, so a probe's error does not average out."""
     A = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)  # εᵀ A ε = ±1, trace 0
     x = torch.zeros(64, 2, dtype=torch.float64)
     r = ff.log_likelihood(lambda x, t: x @ A.T, x, num_steps=50)

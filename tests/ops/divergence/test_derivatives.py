@@ -38,7 +38,7 @@ def test_gradient_of_hutch_plus_plus_holds_its_sketch_fixed(mode):
 
 @modes
 def test_gradient_in_parameters_alone(mode):
-    """x is no part of the graph, the field's parameters are."""
+    """The field's parameters are in the graph, x is not."""
     x, W = points(5, 4), matrix(4).requires_grad_()
     r = ff.divergence(lambda x: torch.tanh(x @ W.T), x, method="exact", mode=mode)
     (got,) = torch.autograd.grad(r.divergence.sum(), W)
