@@ -5,12 +5,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jacfwd, jvp, vjp, vmap
+from torch.func import grad, jvp, vmap
 
 from fastflow.ops._batching import JoinBatch
 from fastflow.ops._calls import Backward, DualBackward, DualForward, Forward
 from fastflow.ops._twice_differentiable import Functions, TwiceDifferentiable, absent
 from tests.compare import assert_close, tensors
+from tests.modes import MODES, Problem
 
 
 class Primals(NamedTuple):
@@ -96,20 +97,15 @@ def draw(seed: int, *lead: int) -> Tensor:
 
 
 X, GATE, TX, T_GATE = (draw(seed) for seed in range(4))
-MODES = {
-    "forward": lambda f: f(X, GATE),
-    "jvp": lambda f: jvp(f, (X, GATE), (TX, T_GATE)),
-    "partial jvp": lambda f: jvp(lambda gate: f(X, gate), (GATE,), (T_GATE,)),
-    "grad": lambda f: grad(lambda *x: f(*x).square().sum(), (0, 1))(X, GATE),
-    "reverse over forward": lambda f: grad(
-        lambda *x: sum(y.square().sum() for y in jvp(f, x[:2], x[2:])), (0, 1, 2, 3)
-    )(X, GATE, TX, T_GATE),
-    "forward over reverse": lambda f: jvp(grad(lambda *x: f(*x).square().sum(), (0, 1)), (X, GATE), (TX, T_GATE)),
-    "hessian": lambda f: hessian(lambda *x: f(*x).square().sum(), (0, 1))(X, GATE),
-    "reverse over reverse": lambda f: grad(lambda x: grad(lambda x: f(x, GATE).square().sum())(x).square().sum())(X),
-    "many tangents": lambda f: vmap(lambda t: jvp(f, (X, GATE), (t, T_GATE)))(draw(9, 4)),
-    "many cotangents": lambda f: vmap(vjp(f, X, GATE)[1])(draw(9, 4)),
-    "jacobian": lambda f: jacfwd(f, (0, 1))(X, GATE),
+PROBLEM = Problem(
+    x=(X, GATE),
+    t=(TX, T_GATE),
+    ts=(draw(4, 4), draw(5, 4)),
+    xs=(draw(6, 4), draw(7, 4)),
+    w=draw(8),
+    ws=draw(9, 4),
+)
+WITH_A_CONSTANT = {
     "mapped primals": lambda f: vmap(grad(lambda x: f(x, GATE, TX).square().sum()))(draw(9, 4)),
     "mapped constant": lambda f: vmap(lambda c: jvp(lambda x: f(x, GATE, c), (X,), (TX,)))(draw(9, 4)),
 }
@@ -117,7 +113,14 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_mode(mode):
-    for got, want in zip(tensors(MODES[mode](gated_sine)), tensors(MODES[mode](spelled_out)), strict=True):
+    got, want = (tensors(MODES[mode](f, PROBLEM)) for f in (gated_sine, spelled_out))
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("mode", WITH_A_CONSTANT)
+def test_mode_with_a_constant(mode):
+    for got, want in zip(*(tensors(WITH_A_CONSTANT[mode](f)) for f in (gated_sine, spelled_out)), strict=True):
         assert_close(got, want, 1e-13)
 
 
