@@ -20,6 +20,8 @@ import fastflow as ff
 from bench import roofline
 from bench._case import Case, Way
 from bench._models import awake, digits_dit, labels
+from fastflow.ops.divergence.options import DivergenceOptions
+from fastflow.ops.divergence.probes import probes_of
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -63,7 +65,7 @@ class Problem:
 
     def probes(self, num: int) -> Tensor:
         """Those that fastflow draws, ``[K, B, C, H, W]``."""
-        return ff.ops.divergence.Estimator()._draw(self.x, 0, num)
+        return probes_of(DivergenceOptions(), self.x).take(0, num)
 
     def basis(self) -> Tensor:
         """A probe for every dimension, ``[M, B, C, H, W]``."""

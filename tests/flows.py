@@ -6,17 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastflow.paths import (
-    VP,
-    CondOT,
-    Cosine,
-    Independent,
-    LinearVP,
-    Path,
-    Polynomial,
-    SchrodingerBridge,
-    SigmaMin,
-)  # fmt: skip
+from fastflow.paths import VP, CondOT, Cosine, LinearVP, Path, Polynomial, SchrodingerBridge, SigmaMin, Tube
 
 PATHS = [
     CondOT(),
@@ -25,7 +15,7 @@ PATHS = [
     Polynomial(2),
     VP(),
     LinearVP(),
-    Independent(0.1),
+    Tube(0.1),
     SchrodingerBridge(0.5),
 ]
 

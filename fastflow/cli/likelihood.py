@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ops.divergence.api import Method
+from ..ops.divergence import Method
 from ..sampling.likelihood import LikelihoodSolver
 from ..train.densities import data_densities
 from ..train.plots import plot_histogram

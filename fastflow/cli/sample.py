@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling.ode import Solver
+from ..sampling import Solver
 from ..train.data import DataSpec
 from ..train.plots import plot_samples
 from ..train.runs import choose_device, generate, load_run

@@ -1,17 +1,21 @@
-"""Probability paths, the times at which they are trained, and conversions between their parametrisations."""
+"""Probability paths, their training times, and conversions between their parametrisations."""
 
-from .affine import VP as VP
 from .affine import Coefficients as Coefficients
-from .affine import CondOT as CondOT
-from .affine import Cosine as Cosine
-from .affine import Independent as Independent
-from .affine import LinearVP as LinearVP
 from .affine import Path as Path
 from .affine import PathSample as PathSample
-from .affine import Polynomial as Polynomial
-from .affine import Quantity as Quantity
-from .affine import SchrodingerBridge as SchrodingerBridge
-from .affine import SigmaMin as SigmaMin
-from .affine import TimeDistribution as TimeDistribution
-from .affine import convert as convert
-from .affine import sample_times as sample_times
+from .convert import Quantity as Quantity
+from .convert import convert as convert
+from .registry import NAMES as NAMES
+from .registry import PathName as PathName
+from .registry import build as build
+from .schedules import VP as VP
+from .schedules import CondOT as CondOT
+from .schedules import Cosine as Cosine
+from .schedules import Independent as Independent
+from .schedules import LinearVP as LinearVP
+from .schedules import Polynomial as Polynomial
+from .schedules import SchrodingerBridge as SchrodingerBridge
+from .schedules import SigmaMin as SigmaMin
+from .schedules import Tube as Tube
+from .times import TimeDistribution as TimeDistribution
+from .times import sample_times as sample_times

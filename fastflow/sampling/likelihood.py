@@ -1,31 +1,31 @@
-"""The density of a flow's samples: the instantaneous change of variables along its trajectories."""
+"""The density of a flow, by the instantaneous change of variables along its trajectories."""
 
 import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .._checks import check_floating
-from ..kernels.divergence.reference import Distribution
-from ..ops.divergence.api import Estimator, Method, mean_and_stderr
-from ..ops.divergence.jacobian import Mode
-from .ode import Solver, Velocity, sample_ode
+from .._checks import check_choice, check_floating
+from .._dtypes import at_least_float32
+from ..ops.divergence.estimators import estimate, mean_and_stderr, num_samples
+from ..ops.divergence.options import DivergenceOptions, collect, shows_options
+from .ode import Solver, Velocity, integrate
 
 LikelihoodSolver = Literal[Solver, "dopri5"]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What :func:`log_likelihood` returns.
+    """The result of :func:`log_likelihood`.
 
     Args:
         log_prob: ``log p1(x1)`` in nats, ``[B]``.
-        x0: where the trajectories start, the shape of x1.
-        stderr: standard error of log_prob over the probes, ``[B]``, or None for one probe or the exact trace.
+        x0: start of each trajectory, the shape of x1.
+        stderr: standard error of log_prob over the probes, ``[B]``, or None for one probe and for the exact trace.
     """
 
     log_prob: Tensor
@@ -33,56 +33,51 @@ class Likelihood:
     stderr: Tensor | None
 
     def bits_per_dim(self, scale: float = 1.0) -> Tensor:
-        """``−log2 p / D + log2 scale``, ``[B]``, for data y = scale · x1 + shift with D numbers a sample.
+        """Return ``−log2 p / D + log2 scale``, ``[B]``, for data y = scale · x1 + shift with D numbers a sample.
 
-        For 8-bit images (dequantised) that the model sees in [−1, 1], scale is 127.5.
+        For dequantised 8-bit images that the model sees in [−1, 1], scale is 127.5.
         """
         if not scale > 0.0:
             raise ValueError(f"scale must be positive, got {scale}")
         return -self.log_prob / (self.x0.shape[1:].numel() * math.log(2.0)) + math.log2(scale)
 
 
+@shows_options
 def log_likelihood(
     velocity: Velocity,
     x1: Tensor,
+    options: DivergenceOptions | None = None,
     *,
     num_steps: int = 100,
     solver: LikelihoodSolver = "heun",
-    method: Method = "hutchinson",
-    num_probes: int = 1,
-    distribution: Distribution = "rademacher",
-    mode: Mode = "auto",
-    seed: int = 0,
-    offset: int = 0,
-    chunk_size: int | None = None,
     log_p0: Callable[[Tensor], Tensor] | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    backend: str = "auto",
+    **keywords: Any,
 ) -> Likelihood:
-    """The log-density of data under a flow, ``log p1(x1) = log p0(x0) − ∫ div v(x_t, t) dt`` over t from 0 to 1.
+    """Compute the log-density of data under a flow, ``log p1(x1) = log p0(x0) − ∫ div v(x_t, t) dt``, t from 0 to 1.
 
-    The point and its density go back in time together, and the probes are the same at every step. Differentiable, at
-    the memory cost of every step taken: wrap the call in ``torch.no_grad()`` to evaluate.
+    The point and its density are integrated backward in time together, with the same probes at every step.
+    Differentiable, at the memory cost of every step: wrap the call in ``torch.no_grad()`` to evaluate.
 
     Args:
         velocity: ``velocity(x, t)`` with x like x1 and t ``[B]``; the samples of a batch must not interact.
         x1: data in the model's own scale, ``[B, ...]``, floating point.
+        options, keywords: how to estimate the divergence, as for :func:`fastflow.divergence`.
         num_steps: equal steps of a fixed-step solver; "dopri5" chooses its own.
         solver: "euler", "midpoint", "heun", "rk4" as in :func:`fastflow.sample_ode`, or "dopri5", adaptive, from
             torchdiffeq.
-        method, num_probes, distribution, mode, seed, offset, chunk_size, backend: see :func:`fastflow.divergence`.
         log_p0: log-density of the source, ``[B, ...]`` to ``[B]``; by default the standard normal's.
-        t0, t1: the ends of the flow. Where a path's velocity is singular at an end, use ``path.domain``.
+        t0, t1: ends of the flow. Where a path's velocity is singular at an end, use ``path.domain``.
         rtol, atol: tolerances of "dopri5".
 
     Returns:
-        :class:`Likelihood`, its numbers at least in fp32.
+        :class:`Likelihood`, at least in fp32.
 
     Raises:
-        ModuleNotFoundError: "dopri5" without torchdiffeq.
+        ModuleNotFoundError: "dopri5", and torchdiffeq is not installed.
         TypeError, ValueError: as :func:`fastflow.divergence` and :func:`fastflow.sample_ode`.
 
     Source: Chen et al., 1806.07366, theorem 1; with fixed probes, Grathwohl et al., 1810.01367, eq. 8.
@@ -90,36 +85,35 @@ def log_likelihood(
     check_floating("x1", x1)
     if x1.ndim == 0:
         raise ValueError("x1 must be [B, ...], got a scalar")
-    if solver not in (known := (*get_args(Solver), "dopri5")):
-        raise ValueError(f"solver must be one of {', '.join(map(repr, known))}, got {solver!r}")
-    estimator = Estimator(method, num_probes, distribution, mode, seed, offset, None, chunk_size, False, backend)
+    check_choice("solver", solver, LikelihoodSolver)
+    options = collect("log_likelihood", options, keywords)
     num, size = x1.shape[0], x1.shape[1:].numel()
-    dtype = torch.promote_types(x1.dtype, torch.float32)
+    dtype = at_least_float32(x1)
 
     def field(state: Tensor, t: Tensor) -> Tensor:
         x = state[:, :size].reshape(x1.shape).to(x1.dtype)
-        value, samples = estimator(lambda x: velocity(x, t), x)
+        value, samples = estimate(lambda x: velocity(x, t), x, options)
         return torch.cat((value.reshape(num, size).to(dtype), samples.mT.to(dtype)), dim=1)
 
-    # the state is [B, M + S]: a point, then ∫ div v dt of each of S probes, whose sign turns on the way from t1 to t0
-    start = torch.cat((x1.reshape(num, size).to(dtype), x1.new_zeros((num, estimator.num_samples(x1)), dtype=dtype)), 1)
+    # The state is [B, M + S]: the point, and for each of S estimates the integral of div v from t1 back to the time.
+    start = torch.cat((x1.reshape(num, size).to(dtype), x1.new_zeros((num, num_samples(options, x1)), dtype=dtype)), 1)
     if solver == "dopri5":
         end = _dopri5(field, start, t1, t0, rtol, atol)
     else:
-        end = sample_ode(field, start, num_steps=num_steps, solver=solver, t0=t1, t1=t0)
+        end = integrate(field, start, num_steps=num_steps, solver=solver, t0=t1, t1=t0)
     x0, change = end[:, :size].reshape(x1.shape), end[:, size:].mT
     log_prob, stderr = mean_and_stderr((_standard_normal if log_p0 is None else log_p0)(x0) + change)
     return Likelihood(log_prob, x0, stderr)
 
 
 def _standard_normal(x: Tensor) -> Tensor:
-    """``log N(x; 0, I)``, ``[B]``."""
+    """Return ``log N(x; 0, I)``, ``[B]``."""
     size = x.shape[1:].numel()
     return -0.5 * (x.reshape(x.shape[0], size).square().sum(1) + size * math.log(2.0 * math.pi))
 
 
 def _dopri5(field: Velocity, state: Tensor, t0: float, t1: float, rtol: float, atol: float) -> Tensor:
-    """The state at t1 by adaptive Dormand-Prince steps; every sample takes the same ones."""
+    """Return the state at t1 by adaptive Dormand-Prince steps, the same for all samples."""
     try:
         odeint = importlib.import_module("torchdiffeq").odeint
     except ModuleNotFoundError as error:
@@ -129,7 +123,7 @@ def _dopri5(field: Velocity, state: Tensor, t0: float, t1: float, rtol: float, a
             "torchdiffeq is not installed; solver 'dopri5' needs it: pip install 'fastflow[ode]'", name="torchdiffeq"
         ) from None
     times = torch.tensor((t0, t1), dtype=state.dtype, device=state.device)
-    options = {"step_t": times[1:]}  # land on t1: the field may not be defined beyond it
+    options = {"step_t": times[1:]}  # stop at t1: the field may not be defined beyond it
     path = odeint(
         lambda t, y: field(y, t.expand(len(y))), state, times, rtol=rtol, atol=atol, method="dopri5", options=options
     )

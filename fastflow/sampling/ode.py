@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .guidance import Velocity as Velocity
-from .guidance import mode_seeking
+from .._checks import check_choice
+from .._dtypes import at_least_float32
 
+Velocity = Callable[[Tensor, Tensor], Tensor]
 Solver = Literal["euler", "midpoint", "heun", "rk4"]
 
 
-def sample_ode(
+def integrate(
     velocity: Velocity,
     x0: Tensor,
     *,
@@ -23,41 +24,15 @@ def sample_ode(
     t1: float = 1.0,
     time_grid: Tensor | None = None,
     return_trajectory: bool = False,
-    mode_guidance: float | Callable[[Tensor], Tensor] = 0.0,
 ) -> Tensor:
-    """Carry x0 along ``dx/dt = v(x, t)`` from t0 to t1 in fixed steps.
-
-    Backwards too: t0 = 1, t1 = 0 takes data to noise. Differentiable, at the memory cost of every step taken: wrap the
-    call in ``torch.no_grad()`` to sample.
-
-    Args:
-        velocity: ``velocity(x, t)`` with x like x0 and t ``[B]``; returns the shape of x.
-        x0: start, ``[B, ...]``, floating point.
-        num_steps: number of equal steps; not with time_grid.
-        solver: "euler" (order 1; one evaluation a step), "midpoint" (2; two), "heun" (2; two) or "rk4" (4; four).
-        t0: time of x0.
-        t1: time of the result. Where a path's velocity is singular at an end, stop inside ``path.domain``.
-        time_grid: ``[num_steps + 1]`` strictly monotone times in place of num_steps, t0 and t1.
-        return_trajectory: return the states at every time of the grid instead of the last one.
-        mode_guidance: w of :func:`fastflow.guidance.mode_seeking`, which the velocity is wrapped in, with one probe.
-
-    Returns:
-        The state at t1, shape and dtype of x0; with return_trajectory ``[num_steps + 1, B, ...]``, x0 first.
-
-    Raises:
-        TypeError: x0 is not a floating-point tensor.
-        ValueError: the grid is not monotone or not one-dimensional, both or neither of num_steps and time_grid are
-            given, num_steps < 1, or the solver is unknown.
-    """
+    """Integrate ``dx/dt = v(x, t)`` from x0 in fixed steps; see :func:`fastflow.sample_ode`."""
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         raise TypeError(f"x0 must be a floating-point tensor, got {x0.dtype if isinstance(x0, Tensor) else type(x0)}")
     if x0.ndim == 0:
         raise ValueError("x0 must be [B, ...], got a scalar")
-    if solver not in _STEPS:
-        raise ValueError(f"solver must be one of {', '.join(map(repr, get_args(Solver)))}, got {solver!r}")
-    velocity = mode_seeking(velocity, mode_guidance)
+    check_choice("solver", solver, Solver)
     step, x, trajectory = _STEPS[solver], x0, [x0]
-    time_dtype = torch.promote_types(x0.dtype, torch.float32)
+    time_dtype = at_least_float32(x0)
     for start, stop in pairwise(_times(num_steps, t0, t1, time_grid)):
 
         def field(x: Tensor, t: float) -> Tensor:
@@ -114,7 +89,7 @@ def _rk4(v: _Field, x: Tensor, t: float, s: float) -> Tensor:
     return x + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
 
 
-_STEPS: dict[str, Callable[[_Field, Tensor, float, float], Tensor]] = {
+_STEPS: dict[Solver, Callable[[_Field, Tensor, float, float], Tensor]] = {
     "euler": _euler,
     "midpoint": _midpoint,
     "heun": _heun,

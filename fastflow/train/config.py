@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..sampling.ode import Solver
-
-PathName = Literal["condot", "cosine", "polynomial", "linear_vp", "vp", "sigma_min", "independent", "bridge"]
+from ..paths import PathName
+from ..sampling import Solver
 
 # what may differ between a run and its continuation
 _FREE_TO_CHANGE = (
@@ -61,7 +60,7 @@ class Config:
     path: PathName = "condot"
     """Probability path between noise and data."""
     sigma: float = 0.1
-    """Width of the sigma_min, independent and bridge paths."""
+    """Width of the sigma_min, tube and bridge paths."""
     times: Literal["uniform", "logit_normal"] = "uniform"
     """Distribution of training times."""
     class_dropout: float = 0.1

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.divergence.api import Method
+from ..ops.divergence import Method
 from ..ops.random import uniform
 from ..paths import Path
 from ..sampling.likelihood import LikelihoodSolver, log_likelihood

@@ -10,8 +10,7 @@ from torch import Tensor
 from .. import paths
 from ..nn import DiT, VelocityMLP
 from ..ops.random import GaussianNoise
-from ..sampling.guidance import classifier_free_guidance
-from ..sampling.ode import Solver, Velocity, sample_ode
+from ..sampling import Solver, Velocity, classifier_free_guidance, sample_ode
 from .checkpoint import newest_checkpoint
 from .config import Config
 from .data import DataSpec
@@ -54,16 +53,7 @@ def build_model(config: Config, spec: DataSpec) -> Model:
 
 def build_path(config: Config) -> paths.Path:
     """The probability path that ``Config.path`` names."""
-    return {
-        "condot": paths.CondOT,
-        "cosine": paths.Cosine,
-        "polynomial": lambda: paths.Polynomial(2),
-        "linear_vp": paths.LinearVP,
-        "vp": paths.VP,
-        "sigma_min": lambda: paths.SigmaMin(config.sigma),
-        "independent": lambda: paths.Independent(config.sigma),
-        "bridge": lambda: paths.SchrodingerBridge(config.sigma),
-    }[config.path]()
+    return paths.build(config.path, sigma=config.sigma)
 
 
 def choose_device(name: str) -> torch.device:

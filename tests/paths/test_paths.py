@@ -17,10 +17,10 @@ PATHS = [
     P.VP(),
     P.VP(beta_min=0.5, beta_max=3.0),
     P.LinearVP(),
-    P.Independent(0.3),
+    P.Tube(0.3),
     P.SchrodingerBridge(0.7),
 ]
-AFFINE = [path for path in PATHS if not isinstance(path, (P.Independent, P.SchrodingerBridge))]
+AFFINE = [path for path in PATHS if not isinstance(path, (P.Tube, P.SchrodingerBridge))]
 QUANTITIES = ("velocity", "x1", "noise", "score")
 
 
@@ -49,7 +49,7 @@ def test_path_runs_from_source_to_data(path):
     low, high = (torch.tensor(end, dtype=torch.float64) for end in path.domain)
     start, end = path.coefficients(low), path.coefficients(high)
     left = math.exp(-0.25 * (path.beta_max + path.beta_min)) if isinstance(path, P.VP) else 0.0  # VP starts near noise
-    tube = path.sigma if isinstance(path, P.Independent) else 0.0
+    tube = path.sigma if isinstance(path, P.Tube) else 0.0
     expected = {
         "alpha": (left, 1.0),
         "beta": (math.sqrt(1 - left**2), path.sigma_min if isinstance(path, P.SigmaMin) else 0.0),
@@ -135,7 +135,7 @@ ONE = torch.ones(1, 2)
         (lambda: P.SigmaMin(1.5), ValueError, "sigma_min must satisfy 0 <= sigma_min < 1, got 1.5"),
         (lambda: P.Polynomial(0.5), ValueError, "n must satisfy n >= 1"),
         (lambda: P.VP(beta_min=3.0, beta_max=1.0), ValueError, "beta_min"),
-        (lambda: P.Independent(-1.0), ValueError, "sigma must satisfy"),
+        (lambda: P.Tube(-1.0), ValueError, "sigma must satisfy"),
         (lambda: P.SchrodingerBridge(-1.0), ValueError, "sigma must satisfy"),
         (lambda: P.CondOT().coefficients(torch.tensor([0, 1])), TypeError, "t must have a floating point dtype"),
         (lambda: P.CondOT().coefficients(torch.tensor([1.5])), ValueError, r"t must lie in the domain \[0.0, 1.0\]"),
@@ -159,7 +159,7 @@ ONE = torch.ones(1, 2)
             "value must have the shape of xt",
         ),
         (
-            lambda: P.convert(ONE, ONE, 0.5, path=P.Independent(0.1), source="x1", target="noise"),
+            lambda: P.convert(ONE, ONE, 0.5, path=P.Tube(0.1), source="x1", target="noise"),
             ValueError,
             "path must have gamma = 0",
         ),

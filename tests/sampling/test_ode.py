@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastflow.sampling.guidance import classifier_free_guidance
-from fastflow.sampling.ode import sample_ode
+from fastflow.sampling import classifier_free_guidance, sample_ode
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 

@@ -1,30 +1,42 @@
-"""The divergence kernels as custom ops: opaque, functional and traceable. Derivatives live in ``_divergence_rules``.
-
-A draw is ``(seed, offset, first, distribution, dtype)``: probes ``first ...`` of a stream, rounded to dtype.
-"""
+"""Custom ops that draw the probes and reduce with them; their derivatives are in ``rules.py``."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ... import _backend
 from ...kernels.divergence import reference
+from .._custom_op import custom_op
 
 
-@torch.library.custom_op("fastflow::probes", mutates_args=())
+class Draw(NamedTuple):
+    """Probes ``first ...`` of the stream ``(seed, offset)``, rounded to dtype."""
+
+    seed: int
+    offset: int
+    first: int
+    distribution: str
+    dtype: torch.dtype
+
+    def materialize(self, shape: Sequence[int], device: torch.device, implementation: str) -> Tensor:
+        """Return the probes as a tensor, ``[K, B, ...]`` = shape."""
+        return probes(list(shape), device, implementation, *self)
+
+
+@custom_op("probes")
 def probes(
     shape: Sequence[int],
+    device: torch.device,
+    implementation: str,
     seed: int,
     offset: int,
     first: int,
     distribution: str,
     dtype: torch.dtype,
-    device: torch.device,
 ) -> Tensor:
-    """The probes as a tensor, ``[K, B, ...]`` = shape: by the kernel on a GPU, by the reference elsewhere."""
-    if device.type != "cpu" and _backend.why_not_triton(torch.empty(0, dtype=dtype, device=device)) is None:
+    """Draw probes, ``[K, B, ...]`` = shape, with ``"triton"`` or ``"reference"``."""
+    if implementation == "triton":
         from ...kernels.divergence import probes as kernel
 
         return kernel.probes(shape, seed, offset, first, distribution, dtype, device)
@@ -33,13 +45,13 @@ def probes(
 
 
 @probes.register_fake
-def _(shape: Sequence[int], *draw: Any) -> Tensor:
-    return torch.empty(shape, dtype=draw[-2], device=draw[-1])
+def _(shape: Sequence[int], device: torch.device, implementation: str, *draw: Any) -> Tensor:
+    return torch.empty(shape, dtype=Draw(*draw).dtype, device=device)
 
 
-@torch.library.custom_op("fastflow::probe_dots", mutates_args=())
+@custom_op("probe_dots")
 def probe_dots(products: Tensor, seed: int, offset: int, first: int, distribution: str, dtype: torch.dtype) -> Tensor:
-    """``sum_j probes_kbj products_kbj``, fp32 ``[K, B]``. products: ``[K, B, ...]``."""
+    """Return ``sum_j probes_kbj products_kbj``, fp32 ``[K, B]``, by the Triton kernel. products: ``[K, B, ...]``."""
     from ...kernels.divergence.reduce import dots
 
     return dots(products, seed, offset, first, distribution, dtype)
@@ -50,7 +62,7 @@ def _(products: Tensor, *draw: Any) -> Tensor:
     return products.new_empty(products.shape[:2], dtype=torch.float32)
 
 
-@torch.library.custom_op("fastflow::scaled_probes", mutates_args=())
+@custom_op("scaled_probes")
 def scaled_probes(
     c: Tensor,
     shape: Sequence[int],
@@ -61,7 +73,7 @@ def scaled_probes(
     distribution: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """``c_kb probes_kbj``, ``[K, B, ...]`` = shape, in out_dtype. c: ``[K, B]``."""
+    """Return ``c_kb probes_kbj``, ``[K, B, ...]`` = shape, in out_dtype, by the Triton kernel. c: ``[K, B]``."""
     from ...kernels.divergence import probes as kernel
 
     return kernel.probes(shape, seed, offset, first, distribution, dtype, c.device, c, out_dtype)

@@ -1,9 +1,9 @@
-"""Many products with one Jacobian: tangents or cotangents ride through the field together."""
+"""Products of one Jacobian with many vectors, computed together."""
 
 import functools
 import logging
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,24 +11,23 @@ from torch.func import jvp, vjp, vmap
 
 from ..._torch import inside_transform
 from .._tangents import has_tangent
+from .options import Mode
 
 Field = Callable[[Tensor], Tensor]
 Products = Callable[[Tensor], tuple[Tensor, Tensor]]
-Mode = Literal["auto", "forward", "reverse"]
 Result = TypeVar("Result")
 
 logger = logging.getLogger("fastflow")
 
-_NO_FORWARD_MODE = ("forward AD", "forward mode AD")  # of an ATen op; of an autograd.Function
+_NO_FORWARD_MODE = ("forward AD", "forward mode AD")  # in the errors of ATen ops and of autograd.Functions
 
 
 def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Products:
-    """A function of vectors v ``[K, B, ...]`` that returns ``field(x)`` and J v_k ("forward") or Jᵀ v_k ("reverse").
+    """Return a function of vectors v ``[K, B, ...]`` to ``field(x)`` and J v_k ("forward") or Jᵀ v_k ("reverse").
 
-    A trace does not see the difference. "reverse" evaluates the field once, here, however often the function is called;
-    "forward" evaluates it once a call. "auto" is "reverse" on the CPU and wherever gradients are recorded, else
-    "forward" (the family's README has the measurements); a field without a forward mode is then taken in reverse.
-    together: the usual K.
+    Both give the same trace. "reverse" evaluates the field here, once for all calls of the function; "forward"
+    evaluates it in every call. "auto" is "reverse" on the CPU and wherever gradients are recorded, else "forward", or
+    "reverse" if the field has no forward mode. together: the usual K.
     """
     _check_recording()
     if mode == "auto":
@@ -43,12 +42,12 @@ def _choose(x: Tensor) -> Mode:
 
 
 def gradient(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
-    """``∇ f(x)`` and the second result of function, which returns a scalar f(x) and another tensor."""
+    """Return ``∇ f(x)`` and the second result of function, which returns a scalar f(x) and another tensor."""
     _check_recording()
-    if not _on_the_tape(x):
+    if not _tape_can_serve(x):
         return torch.func.grad(function, has_aux=True)(x)
     leaf, (value, other) = _record(function, x)
-    return _pull(value, leaf, torch.ones_like(value)), _shown(other)
+    return _pull(value, leaf, torch.ones_like(value)), _as_recorded(other)
 
 
 def _forward(field: Field, x: Tensor) -> Products:
@@ -56,16 +55,16 @@ def _forward(field: Field, x: Tensor) -> Products:
 
     def products(v: Tensor) -> tuple[Tensor, Tensor]:
         values, out = vmap(lambda tangent: jvp(field, (x,), (tangent,))[:2], randomness="same")(v)
-        return values[0], out  # the primal is not batched: values[0] is the one evaluation
+        return values[0], out  # the primal is not batched, so there is one evaluation
 
     return products
 
 
 def _reverse(field: Field, x: Tensor, together: int) -> Products:
     field = _checked(field)
-    if _on_the_tape(x, together):
+    if _tape_can_serve(x, together):
         leaf, value = _record(field, x)
-        return lambda v: (_shown(value), _pull_each(value, leaf, v.to(value.dtype)))
+        return lambda v: (_as_recorded(value), _pull_each(value, leaf, v.to(value.dtype)))
     value, pull = vjp(field, x)[:2]
     each = vmap(lambda v: pull(v)[0], randomness="same")
     return lambda v: (value, each(v.to(value.dtype)))
@@ -79,7 +78,7 @@ def _forward_or_reverse(field: Field, x: Tensor, together: int) -> Products:
         try:
             return chosen(v)
         except NotImplementedError as error:
-            if not any(sign in str(error) for sign in _NO_FORWARD_MODE):
+            if not any(part in str(error) for part in _NO_FORWARD_MODE):
                 raise
             _log_once(str(error).partition("\n")[0])
             chosen = _reverse(field, x, together)
@@ -89,17 +88,17 @@ def _forward_or_reverse(field: Field, x: Tensor, together: int) -> Products:
 
 
 def _check_recording() -> None:
-    """Inference mode records nothing, whatever is asked for: a gradient would be zero, a tangent is refused."""
+    """Raise under inference mode, which records nothing: gradients would be zero, and tangents raise."""
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         raise RuntimeError("there are no derivatives under torch.inference_mode(): use torch.no_grad()")
 
 
-def _on_the_tape(x: Tensor, together: int = 1) -> bool:
-    """Whether autograd's tape may serve in place of ``torch.func``.
+def _tape_can_serve(x: Tensor, together: int = 1) -> bool:
+    """Return True if autograd's tape can be used in place of ``torch.func``.
 
-    It runs the field as any model runs, fused norms and attention included, in two thirds of the time on the CPU. But
-    it is eager and does not nest. Where gradients are recorded, x must be in the graph already, and vectors must be
-    pulled back one at a time: a batched pull would lose the graph of an ``autograd.Function`` without an error.
+    It runs the field as in training, with fused norms and attention, and is faster on the CPU. But it is eager and does
+    not nest. Where gradients are recorded, x must be in the graph already, and vectors must be pulled back one at a
+    time: a batched pullback would silently lose the graph of an ``autograd.Function``.
     """
     if torch.compiler.is_compiling() or inside_transform() or has_tangent(x):
         return False
@@ -107,21 +106,21 @@ def _on_the_tape(x: Tensor, together: int = 1) -> bool:
 
 
 def _record(function: Callable[[Tensor], Result], x: Tensor) -> tuple[Tensor, Result]:
-    """The tensor to differentiate in, and function of it on the tape."""
+    """Return a leaf with the values of x, or x itself where gradients are recorded, and function of it, recorded."""
     leaf = x if torch.is_grad_enabled() else x.detach().requires_grad_()
     with torch.enable_grad():
         return leaf, function(leaf)
 
 
 def _pull_each(value: Tensor, leaf: Tensor, v: Tensor) -> Tensor:
-    """``Jᵀ v_k`` for all k: together, or one by one where gradients are recorded."""
+    """Return ``Jᵀ v_k`` for all k, computed together, or one by one where gradients are recorded."""
     if torch.is_grad_enabled():
         return torch.stack([_pull(value, leaf, one) for one in v])
     return _pull(value, leaf, v, batched=True)
 
 
 def _pull(value: Tensor, leaf: Tensor, v: Tensor, batched: bool = False) -> Tensor:
-    """``Jᵀ v``, zero where value does not depend on leaf."""
+    """Return ``Jᵀ v``, zeros if value does not depend on leaf."""
     out = None
     if value.requires_grad:
         recorded = torch.is_grad_enabled()
@@ -131,8 +130,8 @@ def _pull(value: Tensor, leaf: Tensor, v: Tensor, batched: bool = False) -> Tens
     return out
 
 
-def _shown(value: Tensor) -> Tensor:
-    """A value on the tape, as the caller may have it."""
+def _as_recorded(value: Tensor) -> Tensor:
+    """Detach a value unless the caller records gradients."""
     return value if torch.is_grad_enabled() else value.detach()
 
 

@@ -1,11 +1,10 @@
-"""Derivative rules of the probe kernels.
+"""Derivative rules of the Triton probe kernels.
 
-With the probes ε fixed, ``dots: p ↦ Σ_j ε_kbj p_kbj`` is linear and ``scaled: c ↦ c_kb ε_kbj`` is its adjoint, so each
-is the other's backward, to any order, and each is its own tangent map.
+With fixed probes ε, ``dots: p ↦ Σ_j ε_kbj p_kbj`` is linear and ``scaled: c ↦ c_kb ε_kbj`` is its adjoint. So each is
+the other's backward, to any order, and each is its own tangent map.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,30 +12,22 @@ from torch import Tensor
 from ..._torch import inside_transform
 from ...kernels.divergence import reference
 from .._tangents import has_tangent
-from . import custom_ops as library
+from . import custom_ops
+from .custom_ops import Draw
 
-
-class Draw(NamedTuple):
-    """Probes ``first ...`` of the stream ``(seed, offset)``, rounded to dtype."""
-
-    seed: int
-    offset: int
-    first: int
-    distribution: str
-    dtype: torch.dtype
-
-    def materialize(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """The probes, ``[K, B, ...]`` = shape."""
-        return library.probes(list(shape), *self, device)
+_NO_GRADIENTS = (None,) * len(Draw._fields)
 
 
 def probe_dots(products: Tensor, draw: Draw) -> Tensor:
-    """``Σ_j ε_kbj products_kbj``, fp32 ``[K, B]``, by the reduction kernel. products: ``[K, B, ...]``."""
+    """Return ``Σ_j ε_kbj products_kbj``, fp32 ``[K, B]``, with probes drawn inside the kernel.
+
+    products: ``[K, B, ...]``.
+    """
     if not torch.compiler.is_compiling():
         return ProbeDotsFunction.apply(products, *draw)
     if inside_transform() or has_tangent(products):
-        return _dots(products, *draw)
-    return library.probe_dots(products, *draw)
+        return _dots_of_drawn_probes(products, draw)
+    return custom_ops.probe_dots(products, *draw)
 
 
 class ProbeDotsFunction(torch.autograd.Function):
@@ -44,16 +35,17 @@ class ProbeDotsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(products: Tensor, *draw: Any) -> Tensor:
-        return library.probe_dots(products, *draw)
+        return custom_ops.probe_dots(products, *draw)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        products, *ctx.draw = inputs
+        products, *draw = inputs
+        ctx.draw = Draw(*draw)
         ctx.shape, ctx.dtype = products.shape, products.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return ScaledProbesFunction.apply(grad, list(ctx.shape), ctx.dtype, *ctx.draw), *(None for _ in ctx.draw)
+        return ScaledProbesFunction.apply(grad, list(ctx.shape), ctx.dtype, *ctx.draw), *_NO_GRADIENTS
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
@@ -61,24 +53,25 @@ class ProbeDotsFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], products: Tensor, *draw: Any) -> tuple[Tensor, int]:
-        return torch.vmap(lambda x: _dots(x, *draw), in_dims[0])(products), 0
+        return torch.vmap(lambda x: _dots_of_drawn_probes(x, Draw(*draw)), in_dims[0])(products), 0
 
 
 class ScaledProbesFunction(torch.autograd.Function):
-    """``c_kb ε_kbj`` in dtype, ``[K, B, ...]`` = shape, by the probe kernel. c: ``[K, B]``."""
+    """Return ``c_kb ε_kbj`` in dtype, ``[K, B, ...]`` = shape, with probes drawn inside the kernel. c: ``[K, B]``."""
 
     @staticmethod
     def forward(c: Tensor, shape: list[int], dtype: torch.dtype, *draw: Any) -> Tensor:
-        return library.scaled_probes(c, shape, dtype, *draw)
+        return custom_ops.scaled_probes(c, shape, dtype, *draw)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        c, ctx.shape, ctx.dtype, *ctx.draw = inputs
+        c, ctx.shape, ctx.dtype, *draw = inputs
+        ctx.draw = Draw(*draw)
         ctx.c_dtype = c.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return ProbeDotsFunction.apply(grad, *ctx.draw).to(ctx.c_dtype), None, None, *(None for _ in ctx.draw)
+        return ProbeDotsFunction.apply(grad, *ctx.draw).to(ctx.c_dtype), None, None, *_NO_GRADIENTS
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
@@ -86,12 +79,12 @@ class ScaledProbesFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], c: Tensor, shape: Any, dtype: Any, *draw: Any) -> tuple[Tensor, int]:
-        probes = Draw(*draw).materialize(shape, c.device).float()
+        probes = Draw(*draw).materialize(shape, c.device, "triton").float()
         return torch.vmap(lambda c: reference.scaled(probes, c).to(dtype), in_dims[0])(c), 0
 
 
-library.probe_dots.register_autograd(ProbeDotsFunction.backward, setup_context=ProbeDotsFunction.setup_context)
+custom_ops.probe_dots.register_autograd(ProbeDotsFunction.backward, setup_context=ProbeDotsFunction.setup_context)
 
 
-def _dots(products: Tensor, *draw: Any) -> Tensor:
-    return reference.dots(products, Draw(*draw).materialize(products.shape, products.device))
+def _dots_of_drawn_probes(products: Tensor, draw: Draw) -> Tensor:
+    return reference.dots(products, draw.materialize(products.shape, products.device, "triton"))

@@ -136,5 +136,5 @@ def test_compiles_with_inductor():
 def test_custom_ops_pass_opcheck(device):
     draw = (1, 2, 3, "rademacher", torch.float32)
     torch.library.opcheck(library.probe_dots, (torch.randn(2, 3, 5, device=device, requires_grad=True), *draw))
-    torch.library.opcheck(library.probes, ([2, 3, 5], *draw, device))
+    torch.library.opcheck(library.probes, ([2, 3, 5], device, "reference", *draw))
     torch.library.opcheck(library.scaled_probes, (torch.randn(2, 3, device=device), [2, 3, 5], torch.float32, *draw))

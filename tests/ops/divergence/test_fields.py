@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastflow as ff
-from fastflow.ops.divergence import api as module
+from fastflow.ops.divergence import estimators
 from fastflow.ops.divergence import jacobian as _jacobian
 from tests.ops.divergence.problems import linear, matrix, methods, modes, points
 
@@ -186,7 +186,7 @@ def test_bad_types_are_named():
 
 
 def test_more_probes_than_dimensions_are_allowed_with_a_hint(caplog):
-    module._hint_once.cache_clear()
+    estimators._hint_once.cache_clear()
     with caplog.at_level(logging.WARNING, "fastflow"):
         ff.divergence(torch.sin, points(4, 3), num_probes=3)
         assert not caplog.text
