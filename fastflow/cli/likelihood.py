@@ -19,7 +19,7 @@ class Likelihood:
     num: int = 1000
     """Number of data samples, chosen at random."""
     out: Path = Path("likelihood.png")
-    """Where to write the histogram (.png)."""
+    """File to write the histogram to (.png)."""
     method: Method = "hutchinson"
     """Divergence: estimated with random probes (hutchinson or hutch++), or exact."""
     num_probes: int = 1

@@ -22,7 +22,7 @@ class Sample:
     num: int = 64
     """Number of samples."""
     out: Path = Path("samples.png")
-    """Where to write: a .png picture, or an .npz file with the arrays x and y."""
+    """File to write: a .png picture, or an .npz file with the arrays x and y."""
     label: int | None = None
     """Index of the class to draw; by default all classes in equal parts."""
     steps: int = 50
