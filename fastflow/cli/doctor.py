@@ -1,9 +1,12 @@
-"""``fastflow doctor``: what is installed, which backend each op would use and why, and whether it computes right."""
+"""``fastflow doctor``: report versions, devices and backends, and check that every op computes right.
+
+It runs on an installation without the trainer's libraries.
+"""
 
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,8 +19,13 @@ _PACKAGES = ("torch", "triton", "einops", "numpy")
 _TOLERANCE = 1e-5  # of fp32 against float64, relative to the largest entry
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Print versions, devices and the backend of every op, and check each op against its definition in float64."""
+
+
 class Check(NamedTuple):
-    """One op on small inputs: ``run(backend, *inputs)`` must agree with ``truth(*inputs)``, value and derivatives."""
+    """An op on small inputs: ``run(backend, *inputs)`` must agree with ``truth(*inputs)`` in value and derivatives."""
 
     family: str
     op: str
@@ -26,8 +34,14 @@ class Check(NamedTuple):
     inputs: tuple[Tensor, ...]
 
 
+def run() -> None:
+    """Print the report; exit with status 1 if a check failed."""
+    if failed := main():
+        raise SystemExit(failed)
+
+
 def main() -> int:
-    """Print the report; returns 0 if every check passed, else 1."""
+    """Print the report; return 0 if every check passed, else 1."""
     for name, value in environment():
         print(f"{name:<10} {value}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,7 +61,7 @@ def main() -> int:
 
 
 def environment() -> Iterator[tuple[str, str]]:
-    """Versions and devices, as ``(name, value)``."""
+    """Yield versions and devices as ``(name, value)``."""
     yield "fastflow", __version__
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in _PACKAGES:
@@ -66,12 +80,12 @@ def environment() -> Iterator[tuple[str, str]]:
 
 
 def checks(device: torch.device) -> Iterator[Check]:
-    """A small case of every public op."""
+    """Yield a small case of every public op."""
     path, t = paths.Cosine(), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64, device=device)
     noise = GaussianNoise(seed=1, offset=2)
     pred, x1 = _inputs(device, (3, 45), (3, 45))
     c = [x.view(3, 1) for x in path.coefficients(t)]
-    x0 = noise.materialize((3, 45), dtype=torch.float64, device=device)
+    x0 = noise.materialize((3, 45), dtype=torch.float64, device=device, backend="reference")
     yield Check(
         "flow_step",
         "interpolate",
@@ -106,7 +120,7 @@ def checks(device: torch.device) -> Iterator[Check]:
 
 
 def relative_errors(check: Check, backend: str) -> Iterator[float]:
-    """Of the value, the gradients and a directional derivative in fp32, against float64."""
+    """Yield the fp32 errors of the value, the gradients and a directional derivative, relative to float64."""
     inputs = check.inputs
     exact = tuple(x.double() for x in inputs)
     tangents = tuple(torch.cos(3 * x) for x in inputs)
@@ -124,12 +138,9 @@ def relative_errors(check: Check, backend: str) -> Iterator[float]:
 
 
 def _inputs(device: torch.device, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return tuple(GaussianNoise(7, i).materialize(shape, device=device) for i, shape in enumerate(shapes))
+    draws = (GaussianNoise(7, i) for i in range(len(shapes)))
+    return tuple(x.materialize(shape, device=device, backend="reference") for x, shape in zip(draws, shapes))
 
 
 def _trace(x: Tensor, weight: Tensor, backend: str) -> Tensor:
     return divergence(lambda y: torch.tanh(y @ weight), x, method="exact", backend=backend).divergence
-
-
-if __name__ == "__main__":
-    sys.exit(main())

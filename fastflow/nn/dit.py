@@ -1,4 +1,4 @@
-"""The diffusion Transformer (Peebles and Xie, 2212.09748) as a velocity field in continuous time."""
+"""The diffusion Transformer (DiT; Peebles and Xie, 2212.09748) as a velocity field in continuous time."""
 
 from typing import Any
 
@@ -20,25 +20,25 @@ PATCH_SIZES = (2, 4, 8)
 
 
 class DiT(nn.Module):
-    """Velocity ``v(x, t, y)`` by a Transformer over patches, steered by adaptive layer norm that starts at zero.
+    """Velocity ``v(x, t, y)`` by a Transformer over patches, conditioned through adaptive layer norm (adaLN-zero).
 
-    Each block computes ``x + g1 · Attn(LN(x)(1 + a1) + b1)`` and then ``x + g2 · MLP(LN(x)(1 + a2) + b2)``, with
-    ``a, b, g`` linear in the embedding of time and label and zero at the start, as is the last layer: an untrained
-    model returns exactly zero. It has no dropout, so it is a pure function of its input and parameters, and it works
-    under ``torch.func`` (``jvp``, ``grad``, ``vmap`` over tangents) and ``torch.compile(fullgraph=True)``.
+    Each block computes ``x + g1 · Attn(LN(x)(1 + a1) + b1)`` and then ``x + g2 · MLP(LN(x)(1 + a2) + b2)``, where
+    ``a, b, g`` are linear in the embedding of time and label. These layers and the last one are initialised to zero, so
+    an untrained model returns exactly zero. Without dropout, the model is a pure function of its input and parameters.
+    It works under ``torch.func`` (``jvp``, ``grad``, ``vmap`` over tangents) and ``torch.compile(fullgraph=True)``.
 
     Args:
-        input_size: height and width of the input, an int for a square one.
-        patch_size: side of a patch; divides both.
+        input_size: height and width of the input; an int means a square.
+        patch_size: side of a patch, a divisor of both.
         in_channels: channels of the input and of the velocity.
         hidden_size: width D of the Transformer, a multiple of 4 and of num_heads.
         depth: number of blocks.
         num_heads: attention heads.
-        mlp_ratio: width of a block's MLP over D.
+        mlp_ratio: width of a block's MLP divided by D.
         num_classes: labels are 0 ... num_classes - 1; 0 for a model without labels.
-        class_dropout: fraction of labels that training replaces by the null class ``num_classes``. The model drops
-            nothing by itself: a positive value gives the null class its row in the label table.
-        qk_norm: RMS-normalise queries and keys in each head.
+        class_dropout: fraction of labels that the training loop replaces by the null class ``num_classes``. The model
+            itself drops nothing; a positive value adds a row for the null class to the label table.
+        qk_norm: apply RMS norm to queries and keys in each head.
     """
 
     def __init__(
@@ -73,20 +73,20 @@ class DiT(nn.Module):
         self.register_buffer("positions", position_embedding(hidden_size, *grid), persistent=False)
         self.time_embedding = TimeEmbedding(hidden_size)
         if num_classes:
-            # unit variance: at the paper's 0.02 a small model takes hundreds of steps to notice its labels
+            # unit variance: with the paper's std of 0.02, a small model ignores its labels for hundreds of steps
             self.label_embedding = nn.Embedding(num_classes + (class_dropout > 0), hidden_size)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_dim)
 
     @classmethod
     def preset(cls, name: str, input_size: int = 32, in_channels: int = 4, **kwargs: Any) -> "DiT":
-        """One of the paper's sizes by its name: ``"S/2"``, ``"B/4"``, ``"XL/2"`` ...
+        """Build one of the paper's models by name: ``"S/2"``, ``"B/4"``, ``"XL/2"`` ...
 
         Args:
             name: S, B, L or XL, a slash, and the patch size 2, 4 or 8.
-            input_size: as in the constructor; the default is the latent of a 256 × 256 image.
+            input_size: as in the constructor; the default suits the latent of a 256 × 256 image.
             in_channels: as in the constructor.
-            kwargs: the constructor's other arguments.
+            kwargs: other arguments of the constructor.
         """
         size, _, patch = name.partition("/")
         if size not in PRESETS or patch not in map(str, PATCH_SIZES):
@@ -97,11 +97,11 @@ class DiT(nn.Module):
 
     @property
     def null_class(self) -> int | None:
-        """The label that stands for "no label", or None if the model has none."""
+        """The label that means "no label", or None if the model has none."""
         return self.num_classes if self.num_classes and self.class_dropout > 0 else None
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The velocity at ``(x, t)`` given labels y.
+        """Return the velocity at ``(x, t)`` given labels y.
 
         Args:
             x: ``[B, C, H, W]``.
@@ -112,7 +112,8 @@ class DiT(nn.Module):
             ``[B, C, H, W]``.
 
         Raises:
-            ValueError: a shape is wrong, y is given to a model without labels, or missing where there is no null class.
+            ValueError: a shape is wrong, y is given but the model has no labels, or y is missing and there is no null
+                class.
         """
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"x must be [B, {', '.join(map(str, self.input_shape))}], got shape {tuple(x.shape)}")
@@ -156,14 +157,14 @@ class DiTBlock(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), linear(hidden_size, 6 * hidden_size, zero=True))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x: ``[B, N, D]``, condition: ``[B, D]``; returns ``[B, N, D]``."""
+        """Map x ``[B, N, D]`` and condition ``[B, D]`` to ``[B, N, D]``."""
         b1, a1, g1, b2, a2, g2 = self.modulation(condition)[:, None].chunk(6, dim=-1)  # each [B, 1, D]
         x = x + g1 * self.attention(layer_norm(x) * (1 + a1) + b1)
         return x + g2 * self.mlp(layer_norm(x) * (1 + a2) + b2)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention on fastflow's attention op."""
+    """Multi-head self-attention with fastflow's attention op."""
 
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -174,14 +175,14 @@ class SelfAttention(nn.Module):
         self.projection = linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: ``[B, N, D]``; returns ``[B, N, D]``."""
+        """Map x ``[B, N, D]`` to ``[B, N, D]``."""
         query, key, value = (rearrange(y, "b n (h d) -> b h n d", h=self.num_heads) for y in self.qkv(x).chunk(3, -1))
         out = attention(self.q_norm(query), self.k_norm(key), value)
         return self.projection(rearrange(out, "b h n d -> b n (h d)"))
 
 
 class FinalLayer(nn.Module):
-    """Adaptive layer norm and the projection of each token to its patch."""
+    """Adaptive layer norm, then the projection of each token to its patch."""
 
     def __init__(self, hidden_size: int, patch_dim: int) -> None:
         super().__init__()
@@ -189,13 +190,13 @@ class FinalLayer(nn.Module):
         self.linear = linear(hidden_size, patch_dim, zero=True)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x: ``[B, N, D]``, condition: ``[B, D]``; returns ``[B, N, patch_dim]``."""
+        """Map x ``[B, N, D]`` and condition ``[B, D]`` to ``[B, N, patch_dim]``."""
         b, a = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(layer_norm(x) * (1 + a) + b)
 
 
 def linear(in_features: int, out_features: int, *, zero: bool = False) -> nn.Linear:
-    """A linear layer with zero bias and Xavier-uniform or zero weights."""
+    """Return a linear layer with zero bias and Xavier-uniform or zero weights."""
     layer = nn.Linear(in_features, out_features)
     nn.init.zeros_(layer.weight) if zero else nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

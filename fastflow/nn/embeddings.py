@@ -1,4 +1,4 @@
-"""What the DiT is told besides the image: the time, and where each patch sits."""
+"""Embeddings of the time and of patch positions for the DiT."""
 
 import math
 
@@ -6,19 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._dtypes import at_least_float32
+
 _MAX_PERIOD = 10_000.0
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the time, then a two-layer MLP: ``MLP([cos(ω t), sin(ω t)])``.
+    """Sinusoidal embedding of the time and a two-layer MLP: ``MLP([cos(ω t), sin(ω t)])``.
 
-    DiT's frequencies run from 1 down to 1/10,000 on time steps 0 ... 999. Here t is in [0, 1], so ω is ``time_scale``
-    times those: the embedding at t = k/1000 is DiT's at step k.
+    DiT uses frequencies from 1 down to 1/10,000 on time steps 0 ... 999. Here t is in [0, 1], so ω is ``time_scale``
+    times larger: the embedding at t = k/1000 is DiT's at step k.
 
     Args:
-        hidden_size: width D of the result.
+        hidden_size: width D of the embedding.
         num_frequencies: number of frequencies ω.
-        time_scale: what t is multiplied by.
+        time_scale: factor of t.
 
     Source: Peebles and Xie, Scalable Diffusion Models with Transformers (2212.09748), section 3.2.
     """
@@ -34,8 +36,8 @@ class TimeEmbedding(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        """t: ``[B]``; returns ``[B, D]``."""
-        t = t.to(torch.promote_types(t.dtype, torch.float32))  # 1000 t has no place in a half-precision mantissa
+        """Map t ``[B]`` to ``[B, D]``."""
+        t = t.to(at_least_float32(t))  # half precision cannot hold 1000 t
         k = torch.arange(self.num_frequencies, dtype=t.dtype, device=t.device)
         omega = self.time_scale * torch.exp(-math.log(_MAX_PERIOD) / self.num_frequencies * k)
         angle = t[:, None] * omega
@@ -44,7 +46,9 @@ class TimeEmbedding(nn.Module):
 
 
 def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:
-    """Fixed sine-cosine positions of a grid, ``[height * width, hidden_size]``: half the channels a row, half a column.
+    """Return fixed sine-cosine positions of a grid, ``[height * width, hidden_size]``.
+
+    Half of the channels encode the row, the other half the column.
 
     Source: Dosovitskiy et al. (2010.11929), in the two-dimensional form of He et al. (2111.06377).
     """

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class VelocityMLP(nn.Module):
-    """Velocity ``v(x, t)`` of points by an MLP on ``(x, t)`` with SELU: dim + 1 → hidden_size (depth times) → dim.
+    """Velocity ``v(x, t)`` of points by an MLP with SELU: dim + 1 → hidden_size (depth times) → dim.
 
     Args:
         dim: dimension D of the points.
         hidden_size: width of the hidden layers.
         depth: number of hidden layers.
 
-    Source: the network of Tong et al. (2302.00482), section 6.1, at the defaults.
+    Source: the defaults are the network of Tong et al. (2302.00482), section 6.1.
     """
 
     num_classes = 0
@@ -28,18 +28,18 @@ class VelocityMLP(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], dim))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The velocity at ``(x, t)``.
+        """Return the velocity at ``(x, t)``.
 
         Args:
             x: ``[B, D]``.
             t: ``[B]`` or a scalar tensor, in [0, 1].
-            y: None; here so that every velocity network is called alike.
+            y: None; present so that all velocity networks have the same signature.
 
         Returns:
             ``[B, D]``.
 
         Raises:
-            ValueError: a shape is wrong, or y is given.
+            ValueError: a shape is wrong, or y is not None.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x must be [B, {self.dim}], got shape {tuple(x.shape)}")

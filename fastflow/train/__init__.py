@@ -1,4 +1,4 @@
-"""A trainer for flow-matching models that one reads from top to bottom: start at ``loop.py``."""
+"""A small trainer for flow-matching models. To read it, start at ``loop.py``."""
 
 from .config import Config as Config
 from .loop import train as train

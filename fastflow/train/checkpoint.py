@@ -1,4 +1,7 @@
-"""Checkpoints that survive a crash at any moment: written aside, fsynced, renamed, checksummed, never unpickled."""
+"""Checkpoints that survive a crash at any moment.
+
+They are written to a temporary folder, fsynced, renamed and checksummed, and hold no pickles.
+"""
 
 import hashlib
 import json
@@ -19,7 +22,7 @@ _PREFIX = "step_"
 
 
 class DamagedCheckpointError(RuntimeError):
-    """A checkpoint is incomplete or its checksums do not match."""
+    """Raised if a checkpoint is incomplete or a checksum does not match."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Checkpoint:
 
 
 def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int | None = None) -> Path:
-    """Write ``root/step_XXXXXXXX`` atomically and delete all but the ``keep`` newest; returns the folder.
+    """Write ``root/step_XXXXXXXX`` atomically, delete all but the ``keep`` newest, and return the folder.
 
-    Each group of tensors becomes ``<group>.safetensors``; ``manifest.json`` holds the step, the meta values, and size
-    and SHA-256 of every file.
+    Each group of tensors becomes ``<group>.safetensors``. ``manifest.json`` holds the step, the meta values, and the
+    size and SHA-256 of every file.
     """
     final = root / f"{_PREFIX}{checkpoint.step:08d}"
     aside = root / f".{final.name}"
@@ -54,7 +57,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int | None = None)
     (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     _fsync(aside / _MANIFEST)
     _fsync(aside)
-    if final.exists():  # a damaged one, or the same step of an earlier attempt
+    if final.exists():  # damaged, or from an earlier attempt
         shutil.rmtree(final)
     aside.rename(final)
     _fsync(root)
@@ -68,7 +71,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        DamagedCheckpointError: a file is missing, or a size or checksum is wrong; the message names the file.
+        DamagedCheckpointError: a file is missing, or its size or checksum is wrong; the message names the file.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
@@ -93,10 +96,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest valid checkpoint under root, or None if there is none at all; a damaged one is skipped with a warning.
+    """Load the newest valid checkpoint under root, or return None if there are none; warn about damaged ones.
 
     Raises:
-        DamagedCheckpointError: there are checkpoints, and every one is damaged.
+        DamagedCheckpointError: every checkpoint is damaged.
     """
     folders = list_checkpoints(root)
     for folder in folders:
@@ -110,7 +113,7 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """The checkpoint folders under root, newest first."""
+    """Return the checkpoint folders under root, newest first."""
     folders = [f for f in root.glob(f"{_PREFIX}*") if f.is_dir() and f.name[len(_PREFIX) :].isdigit()]
     return sorted(folders, key=lambda f: int(f.name[len(_PREFIX) :]), reverse=True)
 

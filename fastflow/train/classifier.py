@@ -1,4 +1,4 @@
-"""Features in which samples are compared with real data, learned from the real data alone."""
+"""Features for comparing samples with real data, learned from the real data alone."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ _BATCH = 64
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier of images ``[B, C, H, W]`` of any size."""
+    """A small convolutional classifier for images ``[B, C, H, W]`` of any size."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -35,23 +35,23 @@ class Classifier(nn.Module):
         self.head = nn.Linear(_NUM_FEATURES, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]``."""
+        """Return logits ``[B, num_classes]``."""
         return self.head(self.body(x))
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer, ``[B, 64]``."""
+        """Return the activations of the last hidden layer, ``[B, 64]``."""
         return torch.cat([self.body(part) for part in x.split(1000)])
 
     @torch.no_grad()
     def accuracy(self, samples: Samples) -> float:
-        """Share of samples whose predicted class is their label."""
+        """Return the fraction of samples whose predicted class is their label."""
         predicted = self.head(self.features(samples.x)).argmax(dim=1)
         return float((predicted == samples.y).double().mean())
 
 
 def train_classifier(samples: Samples, num_classes: int, seed: int) -> Classifier:
-    """Fit a classifier to labelled samples; the same one for the same samples and seed."""
+    """Fit a classifier to labelled samples. The result is a function of the samples and the seed."""
     assert samples.y is not None
     with seeded_initialisation(seed):
         model = Classifier(samples.x.shape[1], num_classes)
@@ -68,7 +68,7 @@ def train_classifier(samples: Samples, num_classes: int, seed: int) -> Classifie
 
 
 def principal_components(x: Tensor) -> Features:
-    """Features of data without labels: its first 64 principal components, scaled as the data is."""
+    """Return features for data without labels: its first 64 principal components, in the scale of the data."""
     flat = x.flatten(1).double()
     mean = flat.mean(dim=0)
     basis = torch.linalg.svd(flat - mean, full_matrices=False).Vh[:_NUM_FEATURES]

@@ -1,4 +1,4 @@
-"""Every setting of a training run."""
+"""The settings of a training run."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..paths import PathName
 from ..sampling import Solver
 
-# what may differ between a run and its continuation
+# settings that may differ between a run and its continuation
 _FREE_TO_CHANGE = (
     *("out", "resume", "overwrite", "steps"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "tensorboard"),
@@ -21,42 +21,42 @@ _FREE_TO_CHANGE = (
 class Config:
     """Train a flow-matching model and write samples, metrics and checkpoints to a folder.
 
-    Images and latents are learned by a DiT, points by an MLP. Given the same settings, machine and library versions, a
-    run gives the same numbers bit for bit, interrupted or not (on a GPU, as far as its kernels are deterministic).
+    Images and latents are learned by a DiT, points by an MLP.
     """
 
     data: str = "digits"
-    """digits or mnist5k (images); moons, eight_gaussians, s_curve, checkerboard, circles or swiss_roll (points);
-    a folder of images, one subfolder a class; or an .npy array of shape [N, C, H, W] or [N, D]."""
+    """Images: digits, mnist5k, or a folder of images, with one subfolder per class.
+    Points: moons, eight_gaussians, s_curve, checkerboard, circles or swiss_roll.
+    Images, latents or points from a file: an .npy array of shape [N, C, H, W] or [N, D]."""
     labels: Path | None = None
-    """An .npy array of N integer labels, for data in an .npy array."""
+    """An .npy array of N integer labels, for data from an .npy array."""
     image_size: int = 32
-    """Side to which a folder's images are cropped and resized."""
+    """Side in pixels to which a folder's images are cropped and resized."""
     out: Path = Path("runs/latest")
     """Folder of the run."""
     resume: bool = False
-    """Continue from the newest valid checkpoint in the folder, or start if there is none yet."""
+    """Continue from the newest valid checkpoint in the folder, or start if there is none."""
     overwrite: bool = False
-    """Delete a run that the folder holds."""
+    """Delete an earlier run in the folder."""
     seed: int = 0
-    """All randomness is a function of this and the step."""
+    """Seed of all randomness: the same settings give the same numbers, interrupted or not."""
 
     steps: int = 2000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 128
-    """Samples a step."""
+    """Samples per step."""
     learning_rate: float = 1e-3
-    """AdamW's step size after warm-up."""
+    """Learning rate of AdamW after warm-up."""
     weight_decay: float = 0.0
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     beta2: float = 0.99
-    """AdamW's second-moment decay."""
+    """Second-moment decay of AdamW."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly."""
+    """Steps of linear learning-rate warm-up."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     ema_decay: float = 0.999
-    """Decay of the moving average of the weights, which is what samples. It starts lower and rises with the step."""
+    """Decay of the moving average of the weights, which is used for sampling; it starts lower and rises to this."""
     path: PathName = "condot"
     """Probability path between noise and data."""
     sigma: float = 0.1
@@ -64,45 +64,45 @@ class Config:
     times: Literal["uniform", "logit_normal"] = "uniform"
     """Distribution of training times."""
     class_dropout: float = 0.1
-    """Fraction of labels dropped, which classifier-free guidance needs."""
+    """Fraction of labels dropped, for classifier-free guidance."""
 
     hidden_size: int | None = None
-    """Width of the network (DiT 96, MLP 256)."""
+    """Width of the network; by default 96 for the DiT, 256 for the MLP."""
     depth: int | None = None
-    """Blocks of the DiT (4) or hidden layers of the MLP (3)."""
+    """Number of blocks of the DiT, by default 4, or of hidden layers of the MLP, by default 3."""
     num_heads: int = 4
-    """Attention heads of the DiT."""
+    """Number of attention heads of the DiT."""
     patch_size: int | None = None
-    """Side of the DiT's patches (2 for images of up to 16 pixels, else 4)."""
+    """Side of the DiT's patches; by default 2 for images of up to 16 pixels, else 4."""
     qk_norm: bool = False
-    """RMS-normalise queries and keys."""
+    """Apply RMS norm to queries and keys."""
 
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto is the GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast type; auto is bfloat16 on a GPU that has it."""
+    """Autocast dtype; auto is bfloat16 on GPUs that support it."""
     compile: bool = False
-    """Run the network through torch.compile."""
+    """Compile the network with torch.compile."""
 
     log_every: int = 50
-    """Steps between writes to metrics.jsonl, which has a row for every step."""
+    """Steps between writes to metrics.jsonl, which gets a row for every step."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; there is always one at the end."""
+    """Steps between checkpoints; the last step always writes one."""
     keep_checkpoints: int = 3
-    """Number of newest checkpoints kept."""
+    """Number of checkpoints to keep."""
     sample_every: int = 1000
-    """Steps between pictures; 0 for the end only."""
+    """Steps between pictures; 0 draws one at the end only."""
     tensorboard: bool = False
-    """Write TensorBoard events as well."""
+    """Also write TensorBoard events."""
 
     sample_steps: int = 16
     """Solver steps for pictures and metrics."""
     solver: Solver = "heun"
-    """Solver for pictures and metrics."""
+    """ODE solver for pictures and metrics."""
     guidance: float = 1.0
-    """Classifier-free guidance scale for pictures and metrics."""
+    """Classifier-free guidance scale for pictures and metrics; 1 means no guidance."""
     eval_samples: int | None = None
-    """Samples for the final metrics (as many as real ones, at most 10,000; points 1,000); 0 for no metrics."""
+    """Samples for the final metrics; by default as many as real ones, at most 10,000 (points: 1,000); 0 for none."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_steps"):
@@ -121,17 +121,17 @@ class Config:
             raise ValueError("resume and overwrite exclude each other")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
+        """Return the settings as JSON values."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """The inverse of :meth:`to_json`."""
+        """Build a configuration from the values of :meth:`to_json`."""
         labels = values["labels"]
         return cls(**{**values, "out": Path(values["out"]), "labels": None if labels is None else Path(labels)})
 
     def check_continues(self, earlier: "Config") -> None:
-        """Raise a ValueError if a run with ``earlier`` cannot be continued with these settings bit for bit."""
+        """Raise a ValueError unless a run with ``earlier`` can be continued with these settings bit for bit."""
         ours, theirs = self.to_json(), earlier.to_json()
         changed = [k for k in ours if k not in _FREE_TO_CHANGE and ours[k] != theirs[k]]
         if changed:

@@ -1,4 +1,4 @@
-"""Training data: where it comes from, and which samples make up the batch of a step."""
+"""Load training data and choose the batch of each step."""
 
 import functools
 from collections.abc import Callable
@@ -20,9 +20,9 @@ _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".w
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a trained model must know of its data: enough to sample and to show the samples, without the data.
+    """Description of the data, enough to draw and show samples of a trained model without the data itself.
 
-    The network sees ``(x - mean) / std``; everything outside the training step is in the data's own units.
+    The network sees ``(x - mean) / std``. Everything outside the training step is in the data's own units.
     """
 
     kind: Literal["images", "latents", "points"]
@@ -38,7 +38,7 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DataSpec":
-        """From the JSON form of ``dataclasses.asdict``."""
+        """Build a spec from the JSON form of ``dataclasses.asdict``."""
         return cls(**{**values, "shape": tuple(values["shape"]), "class_names": tuple(values["class_names"])})
 
 
@@ -47,18 +47,18 @@ class Dataset(Protocol):
 
     @property
     def spec(self) -> DataSpec:
-        """What the model must know of the data."""
+        """Description of the data."""
 
     def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """The samples ``[size, *shape]`` and labels of a step, a pure function of (seed, step)."""
+        """Return the samples ``[size, *shape]`` and labels of a step, a pure function of (seed, step)."""
 
     def halves(self, num: int, seed: int) -> tuple["Samples", "Samples"]:
-        """Two disjoint sets of at most ``num`` real samples each."""
+        """Return two disjoint sets of at most ``num`` real samples each."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples ``[N, *shape]`` in the data's own units, and their labels ``[N]`` if they have any."""
+    """Samples ``[N, *shape]`` in the data's own units, with labels ``[N]`` or None."""
 
     x: Tensor
     y: Tensor | None = None
@@ -69,13 +69,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class ArrayData:
-    """A finite data set in memory, shuffled anew in every epoch."""
+    """A finite data set in memory, reshuffled every epoch."""
 
     spec: DataSpec
     samples: Samples
 
     def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """The samples at positions ``step * size ...`` of the endless sequence of shuffled epochs."""
+        """Return the samples at positions ``step * size ...`` of the endless sequence of shuffled epochs."""
         num = len(self.samples)
         position = torch.arange(step * size, (step + 1) * size)
         epochs = range(step * size // num, ((step + 1) * size - 1) // num + 1)
@@ -84,7 +84,7 @@ class ArrayData:
         return self.samples.x[index], None if self.samples.y is None else self.samples.y[index]
 
     def halves(self, num: int, seed: int) -> tuple[Samples, Samples]:
-        """A random half of the data and the other half."""
+        """Return a random half of the data and the other half, at most ``num`` samples of each."""
         order = permutation(len(self.samples), seed, Stream.SPLIT.at(0))
         half = len(order) // 2
         return self._take(order[:half][:num]), self._take(order[half:][:num])
@@ -95,17 +95,17 @@ class ArrayData:
 
 @dataclass(frozen=True)
 class PointData:
-    """A two-dimensional distribution: every batch is a fresh draw."""
+    """A two-dimensional distribution; every batch is a new draw."""
 
     spec: DataSpec
     name: str
 
     def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, None]:
-        """Fresh points."""
+        """Draw new points; there are no labels."""
         return draw(self.name, size, seed, step), None
 
     def halves(self, num: int, seed: int) -> tuple[Samples, Samples]:
-        """Two draws that training never makes."""
+        """Return two draws that training never makes."""
         last = (1 << 48) - 1
         return Samples(draw(self.name, num, seed, last)), Samples(draw(self.name, num, seed, last - 1))
 
@@ -116,14 +116,14 @@ def _epoch_order(num: int, seed: int, epoch: int) -> Tensor:
 
 
 def load_data(data: str, labels: Path | None = None, image_size: int = 32) -> Dataset:
-    """The data set that ``Config.data`` names.
+    """Load the data set that ``Config.data`` names.
 
     Raises:
-        FileNotFoundError: neither a known name nor a file or folder.
-        ValueError: a file is unreadable or of the wrong shape or type; the message names it.
+        FileNotFoundError: data is neither a known name nor a file or folder.
+        ValueError: a file is unreadable or has the wrong shape or dtype; the message names it.
     """
     if labels is not None and not data.endswith(".npy"):
-        raise ValueError(f"labels belong to data in an .npy array, and data is {data!r}")
+        raise ValueError(f"labels belong to data in an .npy array, got data {data!r}")
     if data in POINT_SETS:
         return PointData(DataSpec("points", (2,), (), 0.0, 1.0), data)
     if data in _IMAGE_SETS:
@@ -148,7 +148,7 @@ def _mnist5k() -> ArrayData:
 
 
 def _images(x: Tensor, y: Tensor | None, class_names: Any = ()) -> ArrayData:
-    """x: ``[N, C, H, W]`` in [0, 1]."""
+    """Return a data set of images x, ``[N, C, H, W]`` in [0, 1]."""
     spec = DataSpec("images", tuple(x.shape[1:]), tuple(class_names), mean=0.5, std=0.5)
     return ArrayData(spec, Samples(x.float(), None if y is None else y.long()))
 
@@ -161,14 +161,16 @@ def _image_folder(folder: Path, size: int) -> ArrayData:
     parents = [f.relative_to(folder).parts[0] if f.parent != folder else "" for f in files]
     if "" in parents:
         if any(parents):
-            raise ValueError(f"{folder} holds images both beside and inside its subfolders: are there classes or not?")
+            raise ValueError(
+                f"{folder} holds images both beside and inside its subfolders; use subfolders for all or for none"
+            )
         return _images(x, None)
     names = sorted(set(parents))
     return _images(x, torch.tensor([names.index(p) for p in parents]), names)
 
 
 def _read_image(file: Path, size: int) -> Tensor:
-    """The image's central square, resized: ``[3, size, size]`` in [0, 1]."""
+    """Return the central square of an image, resized: ``[3, size, size]`` in [0, 1]."""
     pil = extra("PIL.Image")
     try:
         with pil.open(file) as image:
@@ -186,7 +188,7 @@ def _array(path: Path, labels: Path | None) -> ArrayData:
         raise ValueError(f"{path} must hold [N, C, H, W] or [N, D], got shape {tuple(x.shape)}")
     y = None if labels is None else _read_labels(labels, len(x))
     if x.ndim == 2 and y is not None:
-        raise ValueError(f"labels need [N, C, H, W] data, and {path} holds shape {tuple(x.shape)}")
+        raise ValueError(f"labels need [N, C, H, W] data, but {path} has shape {tuple(x.shape)}")
     names = () if y is None else tuple(str(k) for k in range(int(y.max()) + 1))
     if x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3):
         return _images(x / 255.0, y, names)

@@ -1,4 +1,4 @@
-"""How likely a run's model finds the data it was trained on."""
+"""The likelihood of a run's data under its model."""
 
 import math
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from .data import load_data
 from .runs import Run
 from .streams import Stream
 
-_CHUNK = 512  # samples that go through the network together
+_CHUNK = 512  # samples in one batch through the network
 
 
 class Densities(NamedTuple):
-    """Nats (log-density), bits per dimension, and the probes' standard error of the nats (or None), each ``[N]``."""
+    """Log-densities in nats, in bits per dimension, and the standard error of the nats over probes, each ``[N]``."""
 
     nats: Tensor
     bits_per_dim: Tensor
@@ -37,10 +37,10 @@ def data_densities(
     levels: int = 256,
     seed: int = 0,
 ) -> Densities:
-    """The density of at most ``num`` random samples of a run's data under its model, given their labels.
+    """Compute the density of at most ``num`` random samples of a run's data under its model, given their labels.
 
-    Images are dequantised: their values 0 ... levels − 1 get noise uniform on (−½, ½), and volume is counted in levels.
-    Points and latents stay as they are, in their own units.
+    Images are dequantised: uniform noise on (−½, ½) is added to their values 0 ... levels − 1, and volume is measured
+    in levels. Points and latents keep their own units.
     """
     samples, _ = load_data(run.config.data, run.config.labels, run.config.image_size).halves(num, seed)
     x, y = samples.x, samples.y
@@ -80,7 +80,7 @@ def data_densities(
 
 
 def _source_log_prob(path: Path, x: Tensor) -> Tensor:
-    """``log N(x; 0, beta² + gamma²)`` at the start of the path, where alpha counts as 0."""
+    """Return ``log N(x; 0, beta² + gamma²)`` at the start of the path, taking alpha as 0 there."""
     start = path.coefficients(torch.tensor([path.domain[0]], device=x.device))
     variance = start.beta.square() + start.gamma.square()
     size = x.shape[1:].numel()

@@ -1,4 +1,4 @@
-"""The moving average of the weights that samples are drawn with."""
+"""The moving average of the weights, used for sampling."""
 
 import copy
 from typing import Generic, TypeVar
@@ -14,11 +14,11 @@ M = TypeVar("M", bound=nn.Module)
 class EMA(Generic[M]):
     """Exponential moving average of a model's parameters in fp32: ``e ← d e + (1 − d) p``.
 
-    The decay d is ``min(decay, (1 + k) / (10 + k))`` at step k, so that the average forgets the initial weights early.
+    The decay d is ``min(decay, (1 + k) / (10 + k))`` at step k, so that the initial weights are forgotten early.
 
     Args:
         model: the model whose parameters are averaged.
-        decay: the decay's limit.
+        decay: upper limit of d.
     """
 
     def __init__(self, model: M, decay: float) -> None:
@@ -29,6 +29,6 @@ class EMA(Generic[M]):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the average toward the parameters after step ``step``."""
+        """Update the average with the parameters after step ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
         foreach_lerp_(self._averages, [p.float() for p in self._parameters], 1.0 - decay)

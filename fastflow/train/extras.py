@@ -1,4 +1,4 @@
-"""Import of the libraries that only the trainer needs."""
+"""Import libraries that only the trainer needs."""
 
 import importlib
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""What a run records while it trains."""
+"""The log of a training run."""
 
 import json
 import math
@@ -15,17 +15,17 @@ from .extras import extra
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient became infinite or NaN."""
+    """Raised if the loss or the gradient becomes infinite or NaN."""
 
 
 class RunLog:
-    """A row for every step in ``metrics.jsonl``, and in TensorBoard on request.
+    """Writes a row for every step to ``metrics.jsonl`` and, on request, to TensorBoard.
 
-    Losses stay on the device until :meth:`flush`, so that the training loop waits for the GPU once every so many steps.
+    Losses stay on the device until :meth:`flush`, so that the training loop rarely waits for the GPU.
 
     Args:
-        folder: the run's folder.
-        step: completed steps of the run that is continued; rows after it are dropped.
+        folder: folder of the run.
+        step: number of completed steps when a run is resumed; later rows are dropped.
         tensorboard: write TensorBoard events as well.
     """
 
@@ -40,11 +40,11 @@ class RunLog:
             self._writer = extra("torch.utils.tensorboard").SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
     def add(self, step: int, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
-        """Note a step; the tensors are scalars on any device."""
+        """Record a step; the tensors are scalars on any device."""
         self._pending.append((step, learning_rate, loss.detach(), grad_norm.detach()))
 
     def flush(self) -> float:
-        """Write the rows noted since the last call; returns the latest loss.
+        """Write the rows recorded since the last call; return the latest loss.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite; the message names the first such step.
@@ -64,18 +64,18 @@ class RunLog:
         return fresh[-1]["loss"]
 
     def write_scalars(self, group: str, values: dict[str, float], step: int) -> None:
-        """Write TensorBoard scalars ``group/name``, if it is on."""
+        """Write scalars ``group/name`` to TensorBoard, if it is on."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
-        """Finish writing."""
+        """Close the TensorBoard writer."""
         if self._writer is not None:
             self._writer.close()
 
     def curve(self) -> tuple[Sequence[int], Sequence[float]]:
-        """Steps and losses so far."""
+        """Return the steps and losses so far."""
         return [row["step"] for row in self.rows], [row["loss"] for row in self.rows]
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
@@ -87,7 +87,7 @@ class RunLog:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a crash cut short is left out."""
+    """Read a metrics file, without a last line that a crash cut short."""
     rows = []
     for line in file.read_text().splitlines() if file.exists() else ():
         try:

@@ -25,17 +25,18 @@ from .streams import Stream
 
 
 def train(config: Config) -> dict[str, float]:
-    """Train a model as configured and write the run's folder.
+    """Train a model as configured and write its run to the folder ``config.out``.
 
-    The folder gets ``metrics.jsonl`` (a row a step), ``checkpoints/``, ``samples.png``, ``samples/`` (how the picture
-    evolved), ``loss.png`` and, at the end, ``summary.json``.
+    The folder gets ``metrics.jsonl`` (one row per step), ``checkpoints/``, ``samples.png``, ``samples/`` (earlier
+    pictures), ``loss.png`` and, at the end, ``summary.json``. The same settings, machine and library versions give the
+    same numbers bit for bit, interrupted or not (on a GPU, if the kernels are deterministic).
 
     Returns:
-        What ``summary.json`` holds: the final metrics, ``steps`` and ``train_seconds``.
+        The content of ``summary.json``: the final metrics, ``steps`` and ``train_seconds``.
 
     Raises:
         FileExistsError: the folder holds a run, and neither resume nor overwrite is set.
-        ValueError: the settings contradict each other, or those of the run that is resumed.
+        ValueError: the settings contradict each other or those of the run being resumed.
         NonFiniteError: a loss or gradient is not finite; the message names the step and the last good checkpoint.
     """
     device = choose_device(config.device)
@@ -75,7 +76,7 @@ def train(config: Config) -> dict[str, float]:
 def train_step(
     config: Config, data: Dataset, path: Path, network: Any, state: State, rate: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer and of the moving average; returns the loss and the norm of its gradient."""
+    """Update the weights and their moving average; return the loss and the norm of its gradient."""
     with _autocast(config, device):
         loss = batch_loss(config, data, path, network, state.step, device)
     loss.backward()
@@ -89,7 +90,7 @@ def train_step(
 
 
 def batch_loss(config: Config, data: Dataset, path: Path, network: Any, step: int, device: torch.device) -> Tensor:
-    """The flow-matching loss of the batch of a step: a pure function of the seed, the step and the weights."""
+    """Return the flow-matching loss of a step's batch, a pure function of the seed, the step and the weights."""
     seed, spec = config.seed, data.spec
     x1, y = data.batch(step, config.batch_size, seed)
     x1 = ((x1 - spec.mean) / spec.std).to(device, non_blocking=True)
@@ -104,7 +105,7 @@ def batch_loss(config: Config, data: Dataset, path: Path, network: Any, step: in
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then constant: the rate does not depend on how long the run will be, so a run can be extended."""
+    """Return the learning rate: linear warm-up, then constant, so that a run can be extended."""
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
@@ -124,7 +125,7 @@ def _prepare_folder(config: Config, spec: DataSpec, state: State) -> None:
 
 
 def _remove_run(folder: FilePath) -> None:
-    """Delete what a run writes, and nothing else that may lie in the folder."""
+    """Delete the files that a run writes, and nothing else in the folder."""
     for name in ("checkpoints", "samples", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.jsonl", "summary.json", "samples.png", "loss.png"):
@@ -139,5 +140,6 @@ def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContex
 
 
 def _progress(config: Config, state: State) -> Any:
-    """A progress bar on a terminal, nothing elsewhere."""
-    return extra("tqdm").tqdm(total=config.steps, initial=state.step, desc=config.data, unit="step", disable=None)
+    return extra("tqdm").tqdm(
+        total=config.steps, initial=state.step, desc=config.data, unit="step", disable=None
+    )  # on a terminal only

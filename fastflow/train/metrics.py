@@ -1,4 +1,4 @@
-"""How far samples are from the data, beside how far the data is from itself (the floor) and noise is (the ceiling)."""
+"""Distances of samples from the data, with those of held-out data (the floor) and of noise (the ceiling)."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,10 @@ Generate = Callable[[int, Tensor | None], Tensor]  # (num, labels) -> samples in
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians fitted to features ``[N, F]``, in float64.
+    """Return the squared Fréchet distance of Gaussians fitted to two sets of features ``[N, F]``, in float64.
 
-    ``|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^{1/2})``. With the features of an Inception network it is called FID
-    (Heusel et al., 1706.08500, equation 6); with any other features, as here, it is not comparable with published FIDs.
+    ``|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^{1/2})``. With Inception features it is the FID (Heusel et al.,
+    1706.08500, equation 6); with other features, as here, it cannot be compared with published FIDs.
     """
     a, b = a.double(), b.double()
     cov_a, cov_b = (torch.cov(f.mT).reshape(f.shape[1], f.shape[1]) for f in (a, b))
@@ -32,10 +32,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def wasserstein2(a: Tensor, b: Tensor) -> float:
-    """The exact 2-Wasserstein distance of two sets of N points ``[N, D]``: ``sqrt(min_π mean_i |a_i - b_π(i)|²)``.
+    """Return the exact 2-Wasserstein distance of two sets of points ``[N, D]``, ``sqrt(min_π mean_i |a_i - b_π(i)|²)``.
 
     Raises:
-        ValueError: the sets differ in shape.
+        ValueError: the shapes differ.
     """
     if a.shape != b.shape:
         raise ValueError(f"both point sets must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -47,24 +47,27 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
 def evaluate(
     data: Dataset, generate: Generate, noise: Callable[[int], Tensor], num: int | None, seed: int
 ) -> dict[str, float]:
-    """The final metrics of a run; every one is a function of the data, the model and the seed.
+    """Compute the final metrics of a run, a function of the data, the model and the seed.
 
-    Images and latents: ``frechet_distance`` between samples and all real data, in the features of a classifier that
-    was trained on a random half of the real data (principal components where there are no labels);
-    ``frechet_floor`` between that half and the other; ``frechet_noise`` between noise and all real data;
-    ``class_accuracy``, the share of samples that the classifier takes for the class asked for, and
-    ``class_accuracy_real``, the same share of the real images it was not trained on. As is customary for this
-    distance, the real data is what the model was trained on: it does not tell learning from memorising.
+    Images and latents:
 
-    Points: ``w2``, ``w2_floor`` and ``w2_noise``, exact Wasserstein distances from a real draw to samples, to a second
-    real draw, and to noise.
+    * ``frechet_distance``: between samples and all real data, in the features of a classifier trained on a random half
+      of the real data (principal components if there are no labels). As is customary, the real data is the training
+      data, so memorising is not penalised.
+    * ``frechet_floor``: between the two halves of the real data.
+    * ``frechet_noise``: between noise and all real data.
+    * ``class_accuracy``: fraction of samples that the classifier assigns to the requested class.
+    * ``class_accuracy_real``: the same for the real images that it was not trained on.
+
+    Points: ``w2``, ``w2_floor`` and ``w2_noise``, the exact Wasserstein distances from a real draw to samples, to a
+    second real draw, and to noise.
 
     Args:
         data: the real data.
         generate: ``(num, labels) -> samples``.
-        noise: ``num -> samples`` that an untrained model returns: what the noise ceiling is measured on.
-        num: number of samples; None for as many as real ones.
-        seed: of the split, the classifier and the draws.
+        noise: ``num -> samples`` of an untrained model, for the ceiling.
+        num: number of samples; None for as many as there are real ones.
+        seed: seed of the split, the classifier and the draws.
     """
     if data.spec.kind == "points":
         return _evaluate_points(data, generate, noise, num or _NUM_POINTS, seed)

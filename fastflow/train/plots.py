@@ -1,4 +1,4 @@
-"""The pictures of a run. Figures are built without pyplot, so nothing here touches a global state or a display."""
+"""The pictures of a run: samples, the loss curve and a histogram."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +9,23 @@ import torch
 from torch import Tensor
 
 from .data import DataSpec
-from .extras import extra
+from .style import BLUE, FAINT, INK, add_grid, add_title, new_figure, style_axes
 
-_INK = "#1f2933"
-_FAINT = "#9aa5b1"
-_BLUE = "#2563eb"
 _MAX_ROWS = 16
 
 
 def plot_samples(
     file: Path, spec: DataSpec, x: Tensor, y: Tensor | None = None, *, title: str = "", real: Tensor | None = None
 ) -> None:
-    """A PNG of samples ``[N, *shape]``: points as a scatter, images as a grid with a labelled row for each class.
+    """Write a PNG of samples: points as a scatter plot, images as a grid with a labelled row for each class.
 
     Args:
-        file: where to.
-        spec: what the samples are.
-        x: the samples, in the data's own units.
+        file: file to write.
+        spec: description of the data.
+        x: samples ``[N, *shape]``, in the data's own units.
         y: labels ``[N]``.
-        title: what stands above.
-        real: real points to show behind the samples; of no use to images.
+        title: title of the picture.
+        real: real points to show behind the samples; ignored for images.
     """
     if spec.kind == "points":
         _scatter(file, x, title, real)
@@ -37,33 +34,33 @@ def plot_samples(
 
 
 def plot_losses(file: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
-    """A PNG of the training loss: every step faintly, and its running mean."""
-    figure = _figure(6.4, 3.6)
+    """Write a PNG of the training loss: every step faintly, and the running mean."""
+    figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
-    axes.plot(steps, losses, color=_BLUE, alpha=0.18, linewidth=0.6, label="each step")
+    axes.plot(steps, losses, color=BLUE, alpha=0.18, linewidth=0.6, label="each step")
     width = max(1, len(losses) // 40)
     if len(losses) > width:
         mean = np.convolve(losses, np.full(width, 1.0 / width), mode="valid")
         label = f"mean of {width} steps"
-        axes.plot(steps[width - 1 :], mean, color=_BLUE, linewidth=1.8, label=label)
+        axes.plot(steps[width - 1 :], mean, color=BLUE, linewidth=1.8, label=label)
     axes.set(xlabel="step", ylabel="flow-matching loss", xlim=(0, max(steps, default=1)))
     low, high = np.quantile(losses, (0.0, 0.995))
     axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.05 * (high - low) + 1e-12)
-    axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False, labelcolor=_INK)
-    _style(axes)
+    add_grid(axes)
+    axes.legend(frameon=False, labelcolor=INK)
+    style_axes(axes)
     figure.savefig(file)
 
 
 def plot_histogram(file: Path, values: Tensor, name: str) -> None:
-    """A PNG of how values ``[N]`` are distributed, with their mean."""
-    figure = _figure(6.4, 3.6)
+    """Write a PNG with the histogram of values ``[N]`` and their mean."""
+    figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
-    axes.hist(values.numpy(), bins=max(10, round(len(values) ** 0.5)), color=_BLUE, alpha=0.7)
-    axes.axvline(values.mean().item(), color=_INK, linewidth=1.2, label=f"mean {values.mean().item():.3f}")
+    axes.hist(values.numpy(), bins=max(10, round(len(values) ** 0.5)), color=BLUE, alpha=0.7)
+    axes.axvline(values.mean().item(), color=INK, linewidth=1.2, label=f"mean {values.mean().item():.3f}")
     axes.set(xlabel=name, ylabel="samples")
-    axes.legend(frameon=False, labelcolor=_INK)
-    _style(axes)
+    axes.legend(frameon=False, labelcolor=INK)
+    style_axes(axes)
     figure.savefig(file)
 
 
@@ -81,21 +78,20 @@ def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -
             canvas[top : top + height, left : left + width] = image
 
     side = 0.42 if height <= 16 else 0.6
-    figure = _figure(columns * side + 1.0, len(rows) * side + (0.6 if title else 0.2))
+    figure = new_figure(columns * side + 1.0, len(rows) * side + (0.6 if title else 0.2))
     axes = figure.add_subplot()
     axes.imshow(canvas, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([i * (height + gap) + (height - 1) / 2 for i in range(len(rows))], names)
-    axes.tick_params(length=0, colors=_INK, labelsize=10)
+    axes.tick_params(length=0, colors=INK, labelsize=10)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if title:
-        axes.set_title(title, color=_INK, fontsize=10, loc="left")
+    add_title(axes, title)
     figure.savefig(file)
 
 
 def _rows(x: Tensor, y: Tensor | None) -> list[tuple[int | None, Tensor]]:
-    """(label, images) of each row: one row a class, or rows of equal length where there are no classes."""
+    """Return label and images of each row: one row for each class, or rows of equal length if there are no classes."""
     if y is None:
         columns = max(1, round(len(x) ** 0.5))
         return [(None, part) for part in x.split(columns)]
@@ -103,7 +99,7 @@ def _rows(x: Tensor, y: Tensor | None) -> list[tuple[int | None, Tensor]]:
 
 
 def _displayable(spec: DataSpec, x: Tensor) -> Any:
-    """Images as RGB ``[N, H, W, 3]`` in [0, 1]; of latents the first channel, two standard deviations each way."""
+    """Return RGB ``[N, H, W, 3]`` in [0, 1]; of latents the first channel, from -2 to 2 standard deviations."""
     if spec.kind == "latents":
         x = 0.5 + 0.25 * (x[:, :1] - spec.mean) / spec.std
     x = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
@@ -111,16 +107,16 @@ def _displayable(spec: DataSpec, x: Tensor) -> Any:
 
 
 def _scatter(file: Path, x: Tensor, title: str, real: Tensor | None) -> None:
-    figure = _figure(4.8, 4.8)
+    figure = new_figure(4.8, 4.8)
     axes = figure.add_subplot()
-    clouds = [("samples", x, _BLUE)] if real is None else [("data", real, _FAINT), ("samples", x, _BLUE)]
+    clouds = [("samples", x, BLUE)] if real is None else [("data", real, FAINT), ("samples", x, BLUE)]
     for label, points, colour in clouds:
         second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
         axes.scatter(points[:, 0], second, s=4, color=colour, alpha=0.5, linewidths=0, label=label)
     if real is not None:
         axes.legend(
             frameon=False,
-            labelcolor=_INK,
+            labelcolor=INK,
             fontsize=9,
             markerscale=2.5,
             ncols=2,
@@ -129,20 +125,8 @@ def _scatter(file: Path, x: Tensor, title: str, real: Tensor | None) -> None:
         )
     axes.set_aspect("equal", adjustable="box")
     axes.set(xlabel="$x_1$", ylabel="$x_2$")
-    axes.grid(True, color=_FAINT, alpha=0.25, linewidth=0.6)
+    add_grid(axes)
     axes.set_axisbelow(True)
-    if title:
-        axes.set_title(title, color=_INK, fontsize=10, loc="left")
-    _style(axes)
+    add_title(axes, title)
+    style_axes(axes)
     figure.savefig(file)
-
-
-def _figure(width: float, height: float) -> Any:
-    return extra("matplotlib.figure").Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
-
-
-def _style(axes: Any) -> None:
-    axes.tick_params(colors=_INK, labelsize=9)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)

@@ -11,9 +11,9 @@ from .streams import Stream
 
 
 def draw(name: str, num: int, seed: int, step: int = 0) -> Tensor:
-    """``num`` points of the distribution ``name`` (a key of POINT_SETS), ``[num, 2]`` in fp32."""
+    """Draw ``num`` points of the distribution ``name``, a key of ``POINT_SETS``; returns fp32 ``[num, 2]``."""
     u = uniform((num, 2), seed, Stream.POINTS_UNIFORM.at(step))
-    z = GaussianNoise(seed, Stream.POINTS_NORMAL.at(step)).materialize((num, 2))
+    z = GaussianNoise(seed, Stream.POINTS_NORMAL.at(step)).materialize((num, 2), backend="reference")
     return POINT_SETS[name](u[:, 0], u[:, 1], z)
 
 
@@ -35,7 +35,7 @@ def _s_curve(u: Tensor, _: Tensor, z: Tensor) -> Tensor:
 
 
 def _checkerboard(u: Tensor, v: Tensor, _: Tensor) -> Tensor:
-    # 4 x 4 squares of side 2, of which the eight with even i + j are filled: i from the column, j = i mod 2 + {0, 2}
+    # 4 x 4 squares of side 2; those with even i + j are filled: i is the column, j = i mod 2 + {0, 2}
     x, y = 4.0 * u, 2.0 * v
     j = 2.0 * y.floor() + x.floor() % 2.0
     return 2.0 * torch.stack((x, j + y % 1.0), dim=1) - 4.0

@@ -1,4 +1,4 @@
-"""What a run shows of itself: pictures on the way, metrics at the end."""
+"""The report of a run: pictures during training, metrics at the end."""
 
 import shutil
 from functools import partial
@@ -23,7 +23,7 @@ _NUM_POINTS = 2000
 
 
 def draw_pictures(config: Config, data: Dataset, path: Path, state: State, log: RunLog) -> None:
-    """Write ``samples.png`` (and a copy under ``samples/``) and ``loss.png``; the noise is the same every time."""
+    """Write ``samples.png``, a copy under ``samples/``, and ``loss.png``; every call draws the same noise."""
     spec = data.spec
     y = picture_labels(spec)
     num = _NUM_POINTS if spec.kind == "points" else _ROWS * _COLUMNS if y is None else len(y)
@@ -38,20 +38,20 @@ def draw_pictures(config: Config, data: Dataset, path: Path, state: State, log: 
 
 
 def final_metrics(config: Config, data: Dataset, path: Path, model: Model) -> dict[str, float]:
-    """The metrics of ``summary.json``, none if ``eval_samples`` is 0."""
+    """Return the metrics of ``summary.json``, none if ``eval_samples`` is 0."""
     if config.eval_samples == 0:
         return {}
     spec = data.spec
 
     def noise(num: int) -> Tensor:
-        draw = GaussianNoise(config.seed, Stream.SAMPLES.at(0)).materialize((num, *spec.shape))
-        return to_data_units(draw, spec)
+        stream = GaussianNoise(config.seed, Stream.SAMPLES.at(0))
+        return to_data_units(stream.materialize((num, *spec.shape), backend="reference"), spec)
 
     return evaluate(data, _sampler(config, spec, path, model), noise, config.eval_samples, config.seed)
 
 
 def picture_labels(spec: DataSpec) -> Tensor | None:
-    """Labels of a picture of ten samples of each of the first ten classes, in order; None for data without labels."""
+    """Return labels for ten samples of each of the first ten classes, in order; None for data without labels."""
     if not spec.num_classes:
         return None
     return torch.arange(min(spec.num_classes, _ROWS)).repeat_interleave(_COLUMNS)

@@ -1,4 +1,4 @@
-"""A trained run: how its network is built, and how it samples."""
+"""Build the network of a run, load a trained one, and draw samples from it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from .streams import Stream, seeded_initialisation
 
 Model = DiT | VelocityMLP
 
-_CHUNK = 512  # samples that go through the network together
+_CHUNK = 512  # samples in one batch through the network
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and what it takes to use it; the weights are the moving average's."""
+    """A trained model with all that is needed to sample; the weights are their moving average."""
 
     config: Config
     spec: DataSpec
@@ -33,7 +33,7 @@ class Run:
 
 
 def build_model(config: Config, spec: DataSpec) -> Model:
-    """The network for this data, with weights drawn from the seed."""
+    """Build the network for this data, with weights drawn from the seed."""
     with seeded_initialisation(config.seed):
         if spec.kind == "points":
             return VelocityMLP(spec.shape[0], config.hidden_size or 256, config.depth or 3)
@@ -52,12 +52,12 @@ def build_model(config: Config, spec: DataSpec) -> Model:
 
 
 def build_path(config: Config) -> paths.Path:
-    """The probability path that ``Config.path`` names."""
+    """Build the probability path that ``Config.path`` names."""
     return paths.build(config.path, sigma=config.sigma)
 
 
 def choose_device(name: str) -> torch.device:
-    """``"auto"`` is the GPU where there is one; any other name is torch's."""
+    """Return torch's device of this name; ``"auto"`` is the GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -70,10 +70,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_run(folder: Path | str, device: torch.device | str = "cpu") -> Run:
-    """The newest valid checkpoint of a run, ready to sample.
+    """Load the newest valid checkpoint of a run, ready to sample.
 
     Raises:
-        FileNotFoundError: there is no checkpoint in the folder.
+        FileNotFoundError: the folder holds no checkpoint.
     """
     checkpoint = newest_checkpoint(Path(folder) / "checkpoints")
     if checkpoint is None:
@@ -86,7 +86,7 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> Run:
 
 
 def describe(config: Config, spec: DataSpec) -> dict[str, object]:
-    """What a checkpoint says of its run, as JSON values: the inverse of what :func:`load_run` reads."""
+    """Return the description of a run that a checkpoint holds and :func:`load_run` reads, as JSON values."""
     return {"config": config.to_json(), "data": dataclasses.asdict(spec)}
 
 
@@ -104,15 +104,17 @@ def generate(
     guidance: float = 1.0,
     mode_guidance: float = 0.0,
 ) -> Tensor:
-    """Samples ``[num, *shape]`` in the data's own units, on the CPU; sample i depends on the seed, i and label i alone.
+    """Draw samples ``[num, *shape]`` in the data's own units, on the CPU.
+
+    Sample i depends on the seed, i and label i only.
 
     Args:
         model: a velocity network.
-        spec: its data.
+        spec: description of its data.
         path: the path it was trained on.
         num: number of samples.
         y: labels ``[num]``, None for unconditional samples.
-        seed: of the noise.
+        seed: seed of the noise.
         num_steps: solver steps.
         solver: see :func:`fastflow.sample_ode`.
         guidance: classifier-free guidance scale.
@@ -146,6 +148,6 @@ def generate(
 
 
 def to_data_units(x: Tensor, spec: DataSpec) -> Tensor:
-    """From the network's scale to the data's own; images are clamped to [0, 1]."""
+    """Scale network outputs to the data's own units; clamp images to [0, 1]."""
     x = x * spec.std + spec.mean
     return x.clamp(0.0, 1.0) if spec.kind == "images" else x

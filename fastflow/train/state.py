@@ -1,4 +1,4 @@
-"""All that training changes, and its way into a checkpoint and back."""
+"""The state of a training run, and its conversion to a checkpoint and back."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .runs import Model, build_model, describe
 
 @dataclass
 class State:
-    """A training run at a step: ``step`` is the number of steps done, ``seconds`` the time they took."""
+    """Everything that training changes. ``step``: number of completed steps; ``seconds``: time spent on them."""
 
     model: Model
     ema: EMA[Model]
@@ -24,7 +24,7 @@ class State:
 
     @classmethod
     def initial(cls, config: Config, spec: DataSpec, device: torch.device) -> "State":
-        """The state before the first step, a function of the configuration alone."""
+        """Return the state before the first step, a function of the configuration alone."""
         model = build_model(config, spec).to(device)
         optimizer = torch.optim.AdamW(
             model.parameters(), config.learning_rate, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True
@@ -32,7 +32,7 @@ class State:
         return cls(model, EMA(model, config.ema_decay), optimizer)
 
     def to_checkpoint(self, config: Config, spec: DataSpec) -> Checkpoint:
-        """Everything that is needed to continue exactly, and to sample."""
+        """Return a checkpoint with all that is needed to continue exactly, and to sample."""
         tensors = {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -41,7 +41,7 @@ class State:
         return Checkpoint(self.step, tensors, {**describe(config, spec), "train_seconds": self.seconds})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Become the state that was saved."""
+        """Load the state of a checkpoint."""
         self.step = checkpoint.step
         self.seconds = checkpoint.meta["train_seconds"]
         self.model.load_state_dict(checkpoint.tensors["model"])

@@ -1,4 +1,4 @@
-"""Which offset of the counter-based generator serves which purpose, so that no two draws of a run coincide."""
+"""The random streams of a run: every purpose has its own offsets, so that no two draws coincide."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """A purpose of randomness. The numbers are part of the file format: a resumed run must draw what it would have."""
+    """A purpose of randomness. The numbers must not change: a resumed run has to draw the same values."""
 
     NOISE = 0
     BRIDGE = 1
@@ -24,13 +24,13 @@ class Stream(IntEnum):
     PROBES = 11
 
     def at(self, step: int) -> int:
-        """The generator's offset for this purpose at this step, batch or epoch: ``stream << 48 | step``."""
+        """Return the generator's offset for this purpose at a step, batch or epoch, ``stream << 48 | step``."""
         return self << 48 | step
 
 
 @contextlib.contextmanager
 def seeded_initialisation(seed: int) -> Iterator[None]:
-    """Let ``torch.nn.init`` draw from this seed, and leave the global generator as it was."""
+    """Seed ``torch.nn.init``, and restore the global generator afterwards."""
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         yield

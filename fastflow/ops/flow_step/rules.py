@@ -1,231 +1,219 @@
-"""Custom ops and derivative rules that make the flow-step kernels differentiable.
+"""Derivative rules that make the flow-step kernels differentiable.
 
-A kernel computes the value, and the one gradient that ordinary training asks for. Every other derivative is written
-in plain PyTorch, which is differentiable again: both functions are polynomials, so only speed is at stake there.
+A kernel computes the value, and the one gradient that ordinary training needs. Every other derivative is written in
+PyTorch operations, which are differentiable again: both functions are polynomials, so this costs speed only.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..._dtypes import at_least_float32
 from ..._torch import inside_transform
 from ...kernels.flow_step import reference
-from ...kernels.flow_step.reference import Coefficient, accumulation_dtype, row_sum, rows
+from ...kernels.flow_step.reference import row_sum, rows
 from .._tangents import complete_tangents, has_tangent
-from ..random import GaussianNoise
-from . import custom_ops as library
-
-Coefficients = tuple[Coefficient, Coefficient, Coefficient]
-
-
-# The operands of an affine combination, in this order throughout: x1, x0, z, each [B, ...] or None where the term is
-# drawn or absent; their coefficients c1, c0, cz, each [B], or 0-d on the CPU for a constant; then the streams
-# (seed, offset) of a drawn x0 and of a drawn z, empty where the term is given or absent.
+from . import custom_ops
+from .batching import vmapped
+from .problem import Combination, Operands, Term
 
 
-def affine(x1: Tensor, x0: Any, z: Any, coefficients: Coefficients, dtype: torch.dtype) -> Tensor:
-    """``c1 x1 + c0 x0 + cz z`` by the interpolation kernel."""
-    operands = _operands(x1, x0, z, coefficients)
+def affine(combination: Combination, dtype: torch.dtype) -> Tensor:
+    """Return ``c1 x1 + c0 x0 + cz z`` in dtype, by the interpolation kernel."""
+    operands = combination.flatten()
     if not torch.compiler.is_compiling():
         return AffineFunction.apply(*operands, dtype)
-    if inside_transform() or has_tangent(*operands[:6]):
+    if inside_transform() or has_tangent(*operands.tensors):
         return _affine(operands).to(dtype)
-    return library.affine(*operands, dtype)
+    return custom_ops.affine(*operands, dtype)
 
 
-def squared_error(pred: Tensor, x1: Tensor, x0: Any, z: Any, coefficients: Coefficients) -> Tensor:
-    """``sum_j (pred - c1 x1 - c0 x0 - cz z)_bj^2``, fp32 ``[B]``, by the loss kernel."""
-    operands = _operands(x1, x0, z, coefficients)
+def squared_error(pred: Tensor, combination: Combination) -> Tensor:
+    """Return ``sum_j (pred - c1 x1 - c0 x0 - cz z)_bj^2``, fp32 ``[B]``, by the loss kernel."""
+    operands = combination.flatten()
     if not torch.compiler.is_compiling():
         return SquaredErrorFunction.apply(pred, *operands)
-    if inside_transform() or has_tangent(pred, *operands[:6]):
-        return _squared_error(pred, *operands)
-    return library.squared_error(pred, *operands)
+    if inside_transform() or has_tangent(pred, *operands.tensors):
+        return _squared_error(pred, operands)
+    return custom_ops.squared_error(pred, *operands)
 
 
 class AffineFunction(torch.autograd.Function):
-    """:func:`affine`."""
+    """:func:`affine`; inputs: operands, dtype."""
 
     @staticmethod
-    def forward(
-        x1: Any, x0: Any, z: Any, c1: Any, c0: Any, cz: Any, x0_stream: Any, z_stream: Any, dtype: torch.dtype
-    ) -> Tensor:
-        return library.affine(x1, x0, z, c1, c0, cz, x0_stream, z_stream, dtype)
+    def forward(*inputs: Any) -> Tensor:
+        return custom_ops.affine(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.x0_stream, ctx.z_stream, ctx.dtype = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        *operands, ctx.dtype = inputs
+        _save(ctx, Operands(*operands))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grad = grad.to(accumulation_dtype(grad))
-        return *_pullback(grad, _saved(ctx), ctx.needs_input_grad), None, None, None
+        (operands,) = _saved(ctx)
+        *needed, _ = ctx.needs_input_grad
+        return *_pullback(grad.to(at_least_float32(grad)), operands, Operands(*needed)), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return _pushforward(tangents, _saved(ctx)).to(ctx.dtype)
+        (operands,) = _saved(ctx)
+        *operand_tangents, _ = tangents
+        return _pushforward(Operands(*operand_tangents), operands).to(ctx.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        return _vmapped(lambda *xs: _affine(xs[:-1]).to(xs[-1]), in_dims, inputs)
+        def function(*inputs: Any) -> Tensor:
+            *operands, dtype = inputs
+            return _affine(Operands(*operands)).to(dtype)
+
+        return vmapped(function, in_dims, inputs)
 
 
 class SquaredErrorFunction(torch.autograd.Function):
-    """:func:`squared_error`."""
+    """:func:`squared_error`; inputs: pred, operands."""
 
     @staticmethod
-    def forward(
-        pred: Any, x1: Any, x0: Any, z: Any, c1: Any, c0: Any, cz: Any, x0_stream: Any, z_stream: Any
-    ) -> Tensor:
-        return library.squared_error(pred, x1, x0, z, c1, c0, cz, x0_stream, z_stream)
+    def forward(*inputs: Any) -> Tensor:
+        return custom_ops.squared_error(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.x0_stream, ctx.z_stream = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        pred, *operands = inputs
+        _save(ctx, Operands(*operands), pred)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        pred, *operands = _saved(ctx)
-        grads: list[Tensor | None] = [None] * 7
-        if ctx.needs_input_grad[0]:
-            grads[0] = _squared_error_grad(grad, pred, operands)
-        if any(ctx.needs_input_grad[1:7]):
-            residual = pred - _affine(operands)
-            grads[1:] = _pullback(-2 * rows(grad, residual) * residual, operands, ctx.needs_input_grad[1:])
-        return *grads, None, None
+        pred, operands = _saved(ctx)
+        pred_needed, *rest = ctx.needs_input_grad
+        needed = Operands(*rest)
+        grad_pred = _squared_error_grad(grad, pred, operands) if pred_needed else None
+        if not any(needed.tensors):
+            return grad_pred, *_NO_GRADIENTS
+        residual = pred - _affine(operands)
+        return grad_pred, *_pullback(-2 * rows(grad, residual) * residual, operands, needed)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        pred, *operands = _saved(ctx)
-        return row_sum(2 * (pred - _affine(operands)) * _residual_tangent(tangents, operands))
+    def jvp(ctx: Any, pred_tangent: Tensor, *tangents: Any) -> Tensor:
+        pred, operands = _saved(ctx)
+        residual_tangent = pred_tangent - _pushforward(Operands(*tangents), operands)
+        return row_sum(2 * (pred - _affine(operands)) * residual_tangent)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        return _vmapped(_squared_error, in_dims, inputs)
+        def function(pred: Tensor, *operands: Any) -> Tensor:
+            return _squared_error(pred, Operands(*operands))
+
+        return vmapped(function, in_dims, inputs)
 
 
 class SquaredErrorGradFunction(torch.autograd.Function):
-    """``2 grad_b (pred - c1 x1 - c0 x0 - cz z)`` by the backward kernel."""
+    """``2 grad_b (pred - c1 x1 - c0 x0 - cz z)`` by the backward kernel; inputs: grad, pred, operands."""
 
     @staticmethod
-    def forward(
-        grad: Any, pred: Any, x1: Any, x0: Any, z: Any, c1: Any, c0: Any, cz: Any, x0_stream: Any, z_stream: Any
-    ) -> Tensor:
-        return library.squared_error_grad(grad, pred, x1, x0, z, c1, c0, cz, x0_stream, z_stream)
+    def forward(*inputs: Any) -> Tensor:
+        return custom_ops.squared_error_grad(*inputs)
 
-    setup_context = SquaredErrorFunction.setup_context
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, pred, *operands = inputs
+        _save(ctx, Operands(*operands), grad, pred)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        grad, pred, *operands = _saved(ctx)
-        cotangent = cotangent.to(accumulation_dtype(cotangent))
+        grad, pred, operands = _saved(ctx)
+        grad_needed, _, *needed = ctx.needs_input_grad
+        cotangent = cotangent.to(at_least_float32(cotangent))
         scaled = 2 * rows(grad, cotangent) * cotangent
         grad_of_grad = None
-        if ctx.needs_input_grad[0]:
+        if grad_needed:
             grad_of_grad = row_sum(2 * cotangent * (pred - _affine(operands))).to(grad.dtype)
-        rest = _pullback(-scaled, operands, ctx.needs_input_grad[2:])
-        return grad_of_grad, scaled.to(pred.dtype), *rest, None, None
+        return grad_of_grad, scaled.to(pred.dtype), *_pullback(-scaled, operands, Operands(*needed))
 
     @staticmethod
-    def jvp(ctx: Any, grad_tangent: Tensor, *tangents: Any) -> Tensor:
-        grad, pred, *operands = _saved(ctx)
-        residual, tangent = pred - _affine(operands), _residual_tangent(tangents, operands)
+    def jvp(ctx: Any, grad_tangent: Tensor, pred_tangent: Tensor, *tangents: Any) -> Tensor:
+        grad, pred, operands = _saved(ctx)
+        residual = pred - _affine(operands)
+        tangent = pred_tangent - _pushforward(Operands(*tangents), operands)
         return (2 * (rows(grad, tangent) * tangent + rows(grad_tangent, residual) * residual)).to(pred.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        def plain(grad: Tensor, pred: Tensor, *operands: Any) -> Tensor:
-            residual = pred - _affine(operands)
+        def function(grad: Tensor, pred: Tensor, *operands: Any) -> Tensor:
+            residual = pred - _affine(Operands(*operands))
             return (2 * rows(grad, residual) * residual).to(pred.dtype)
 
-        return _vmapped(plain, in_dims, inputs)
+        return vmapped(function, in_dims, inputs)
 
 
-library.affine.register_autograd(AffineFunction.backward, setup_context=AffineFunction.setup_context)
-library.squared_error.register_autograd(SquaredErrorFunction.backward, setup_context=SquaredErrorFunction.setup_context)
+custom_ops.affine.register_autograd(AffineFunction.backward, setup_context=AffineFunction.setup_context)
+custom_ops.squared_error.register_autograd(
+    SquaredErrorFunction.backward, setup_context=SquaredErrorFunction.setup_context
+)
+
+_NO_GRADIENTS = Operands(None, None, None, None, None, None, None, None)
 
 
-def _operands(x1: Tensor, x0: Any, z: Any, coefficients: Coefficients) -> tuple[Any, ...]:
-    """Tensors on one side, streams of drawn noise on the other; constants become 0-d CPU tensors."""
-    given = [None if isinstance(x, GaussianNoise) else x for x in (x0, z)]
-    streams = [(x.seed, x.offset) if isinstance(x, GaussianNoise) else () for x in (x0, z)]
-    return x1, *given, *(c.float() if isinstance(c, Tensor) else torch.tensor(c) for c in coefficients), *streams
+def _save(ctx: Any, operands: Operands, *before: Tensor) -> None:
+    tensors = (*before, *operands.tensors)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.streams = operands.streams
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
-    return *ctx.saved_tensors, ctx.x0_stream, ctx.z_stream
+    """Return the tensors saved before the operands, then the operands."""
+    *before, x1, x0, z, c1, c0, cz = ctx.saved_tensors
+    return *before, Operands(x1, x0, z, c1, c0, cz, *ctx.streams)
 
 
-def _terms(operands: Any) -> list[tuple[Any, Tensor]]:
-    """``(x, c)`` of the three terms, drawn ones as tensors."""
-    x1, x0, z, c1, c0, cz, *streams = operands
-    dtype = accumulation_dtype(x1)
-    x0, z = (
-        GaussianNoise(*stream).materialize(x1.shape, dtype=dtype, device=x1.device) if stream else x
-        for x, stream in zip((x0, z), streams, strict=True)
-    )
-    return [(x1, c1), (x0, c0), (z, cz)]
+def _drawn(operands: Operands) -> Operands:
+    return operands.draw(at_least_float32(operands.x1))
 
 
-def _affine(operands: Any) -> Tensor:
-    xs, coefficients = zip(*_terms(operands), strict=True)
-    completed = complete_tangents(*xs, *coefficients)
-    return reference.affine(completed[:3], completed[3:])
+def _affine(operands: Operands) -> Tensor:
+    x1, x0, z, *coefficients = complete_tangents(*_drawn(operands).tensors)
+    return reference.affine((x1, x0, z), coefficients)
 
 
-def _squared_error(pred: Tensor, *operands: Any) -> Tensor:
+def _squared_error(pred: Tensor, operands: Operands) -> Tensor:
     return row_sum((pred - _affine(operands)).square())
 
 
-def _squared_error_grad(grad: Tensor, pred: Tensor, operands: Any) -> Tensor:
+def _squared_error_grad(grad: Tensor, pred: Tensor, operands: Operands) -> Tensor:
     if torch.is_grad_enabled():
         return SquaredErrorGradFunction.apply(grad, pred, *operands)
-    return library.squared_error_grad(grad, pred, *operands)
+    return custom_ops.squared_error_grad(grad, pred, *operands)
 
 
-def _pushforward(tangents: Any, operands: Any) -> Tensor:
-    """The tangent of :func:`_affine`: the tangents combined with c, plus the terms combined with the tangents of c."""
-    total = torch.zeros_like(operands[0], dtype=accumulation_dtype(operands[0]))
-    for (x, c), x_tangent, c_tangent in zip(_terms(operands), tangents[:3], tangents[3:6], strict=True):
-        if x_tangent is not None:
-            total = total + rows(c, total) * x_tangent
-        if c_tangent is not None and x is not None:
-            total = total + rows(c_tangent, total) * x
+def _pushforward(tangents: Operands, operands: Operands) -> Tensor:
+    """Return the tangent of the combination, ``sum c dx + dc x``."""
+    total = torch.zeros_like(operands.x1, dtype=at_least_float32(operands.x1))
+    for term, tangent in zip(_drawn(operands).terms, tangents.terms, strict=True):
+        if tangent.x is not None:
+            total = total + rows(term.c, total) * tangent.x
+        if tangent.c is not None and term.x is not None:
+            total = total + rows(tangent.c, total) * term.x
     return total
 
 
-def _residual_tangent(tangents: Any, operands: Any) -> Tensor:
-    return tangents[0] - _pushforward(tangents[1:], operands)
+def _pullback(grad: Tensor, operands: Operands, needed: Operands) -> Operands:
+    """Return the gradients of the operands for the cotangent grad of the combination."""
+    if not any(needed.tensors):
+        return _NO_GRADIENTS
+    x1, x0, z = (_term_gradients(grad, *pair) for pair in zip(_drawn(operands).terms, needed.terms, strict=True))
+    return Operands(x1.x, x0.x, z.x, x1.c, x0.c, z.c, None, None)
 
 
-def _pullback(grad: Tensor, operands: Any, needed: Any) -> list[Tensor | None]:
-    """Gradients of x1, x0, z, c1, c0, cz for the cotangent grad of :func:`_affine`."""
-    grads: list[Tensor | None] = [None] * 6
-    if not any(needed[:6]):
-        return grads
-    for i, (x, c) in enumerate(_terms(operands)):
-        if needed[i] and x is not None:
-            grads[i] = (rows(c, grad) * grad).to(x.dtype)
-        if needed[3 + i] and x is not None:
-            per_sample = row_sum(grad * x)
-            grads[3 + i] = (per_sample if c.ndim else per_sample.sum()).to(c.dtype)
-    return grads
-
-
-def _vmapped(plain: Callable[..., Tensor], in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Tensor, int]:
-    """Under vmap the plain function serves; only tensors are handed to torch.vmap."""
-    index = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
-
-    def call(*tensors: Tensor) -> Tensor:
-        full = list(inputs)
-        for i, x in zip(index, tensors, strict=True):
-            full[i] = x
-        return plain(*full)
-
-    return torch.vmap(call, tuple(in_dims[i] for i in index))(*(inputs[i] for i in index)), 0
+def _term_gradients(grad: Tensor, term: Term, needed: Term) -> Term:
+    if term.x is None:
+        return Term(None, None)
+    grad_x = grad_c = None
+    if needed.x:
+        grad_x = (rows(term.c, grad) * grad).to(term.x.dtype)
+    if needed.c:
+        per_sample = row_sum(grad * term.x)
+        grad_c = (per_sample if term.c.ndim else per_sample.sum()).to(term.c.dtype)
+    return Term(grad_x, grad_c)
