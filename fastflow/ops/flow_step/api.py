@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ... import _backend
 from ..._checks import check_floating, check_like, check_time
+from ..._dtypes import at_least_float32
 from ..._torch import inside_transform
 from ...kernels.flow_step import reference
 from ...kernels.flow_step.reference import Coefficient
@@ -191,5 +192,5 @@ def _third_term(noise: Noise | None, cz: Coefficient, path: AffinePath) -> Noise
 def _tensor(x: Any, like: Tensor) -> Any:
     """Draw a GaussianNoise as a tensor; leave anything else as it is."""
     if isinstance(x, GaussianNoise):
-        return x.materialize(like.shape, dtype=reference.accumulation_dtype(like), device=like.device)
+        return x.materialize(like.shape, dtype=at_least_float32(like), device=like.device)
     return x

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._dtypes import at_least_float32
 from ..._torch import inside_transform
 from ...kernels.flow_step import reference
-from ...kernels.flow_step.reference import Coefficient, accumulation_dtype, row_sum, rows
+from ...kernels.flow_step.reference import Coefficient, row_sum, rows
 from .._tangents import complete_tangents, has_tangent
 from ..random import GaussianNoise
 from . import custom_ops as library
@@ -62,7 +63,7 @@ class AffineFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grad = grad.to(accumulation_dtype(grad))
+        grad = grad.to(at_least_float32(grad))
         return *_pullback(grad, _saved(ctx), ctx.needs_input_grad), None, None, None
 
     @staticmethod
@@ -124,7 +125,7 @@ class SquaredErrorGradFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         grad, pred, *operands = _saved(ctx)
-        cotangent = cotangent.to(accumulation_dtype(cotangent))
+        cotangent = cotangent.to(at_least_float32(cotangent))
         scaled = 2 * rows(grad, cotangent) * cotangent
         grad_of_grad = None
         if ctx.needs_input_grad[0]:
@@ -165,7 +166,7 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 def _terms(operands: Any) -> list[tuple[Any, Tensor]]:
     """``(x, c)`` of the three terms, drawn ones as tensors."""
     x1, x0, z, c1, c0, cz, *streams = operands
-    dtype = accumulation_dtype(x1)
+    dtype = at_least_float32(x1)
     x0, z = (
         GaussianNoise(*stream).materialize(x1.shape, dtype=dtype, device=x1.device) if stream else x
         for x, stream in zip((x0, z), streams, strict=True)
@@ -191,7 +192,7 @@ def _squared_error_grad(grad: Tensor, pred: Tensor, operands: Any) -> Tensor:
 
 def _pushforward(tangents: Any, operands: Any) -> Tensor:
     """The tangent of :func:`_affine`: the tangents combined with c, plus the terms combined with the tangents of c."""
-    total = torch.zeros_like(operands[0], dtype=accumulation_dtype(operands[0]))
+    total = torch.zeros_like(operands[0], dtype=at_least_float32(operands[0]))
     for (x, c), x_tangent, c_tangent in zip(_terms(operands), tangents[:3], tangents[3:6], strict=True):
         if x_tangent is not None:
             total = total + rows(c, total) * x_tangent
