@@ -1,1 +1,1 @@
-"""What several kernel families share."""
+"""Shared by the kernel families: the random generator, tiles of rows, launch helpers, compile cases."""

@@ -1,6 +1,7 @@
-"""Helpers that every kernel family may use: the counter-based generator, inside registers.
+"""The counter-based random generator, in registers.
 
-``noise/README.md`` defines the numbers; ``noise/reference.py`` computes the same ones in plain PyTorch.
+``noise/README.md`` defines the numbers, by equations (1) to (3); ``noise/reference.py`` computes the same ones on the
+CPU.
 """
 
 import triton
@@ -12,8 +13,8 @@ _SQRT_HALF = tl.constexpr(0.7071067811865476)
 
 @triton.jit
 def philox_words(group, seed, offset):
-    """Four uint32 words a counter. group: int64 tensor of any shape; seed, offset: int64 scalars."""
-    c0 = group.to(tl.uint32)
+    """Return the four uint32 words of each counter. group: int64 tensor of any shape; seed, offset: int64 scalars."""
+    c0 = group.to(tl.uint32)  # (1)
     c1 = (group >> 32).to(tl.uint32)
     zero = tl.zeros_like(c0)
     c2 = zero + offset.to(tl.uint32)
@@ -23,7 +24,7 @@ def philox_words(group, seed, offset):
 
 @triton.jit
 def _log_of_unit(u):
-    """log u for 2^-32 <= u <= 1 in fp32, relative error about 1 ulp also where u is close to 1 (lg2.approx is not)."""
+    """Return log u for 2^-32 <= u <= 1 in fp32, accurate to about 1 ulp even near u = 1, where lg2.approx is not."""
     bits = u.to(tl.int32, bitcast=True)
     exponent = (bits >> 23) - 126
     mantissa = ((bits & 0x007FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)
@@ -47,10 +48,10 @@ def _log_of_unit(u):
 
 @triton.jit
 def box_muller(word_radius, word_angle):
-    """Two independent standard normals in fp32 from two uint32 words."""
-    u = (word_radius | 1).to(tl.float32) * 2.3283064365386963e-10
+    """Return two independent standard normals in fp32, made from two uint32 words."""
+    u = (word_radius | 1).to(tl.float32) * 2.3283064365386963e-10  # (2)
     radius = tl.sqrt(-2.0 * _log_of_unit(u))
-    # angle = quadrant pi/2 + phi, |phi| <= pi/4, split in integers: sine and cosine stay accurate at their zeros
+    # (2): angle = quadrant pi/2 + phi, |phi| <= pi/4; split in integers to keep sine and cosine accurate at their zeros
     quadrant = (word_angle + 0x20000000) >> 30
     phi = ((word_angle << 2).to(tl.int32, bitcast=True) >> 2).to(tl.float32) * _TWO_PI_PER_WORD
     phi2 = phi * phi
@@ -58,7 +59,7 @@ def box_muller(word_radius, word_angle):
     cosine = (2.443315711809948e-5 * phi2 - 1.388731625493765e-3) * phi2 + 4.166664568298827e-2
     cosine = cosine * phi2 * phi2 - 0.5 * phi2 + 1.0
     odd = (quadrant & 1) != 0
-    x = tl.where(odd, sine, cosine) * radius
+    x = tl.where(odd, sine, cosine) * radius  # (3)
     y = tl.where(odd, cosine, sine) * radius
     x = tl.where(((quadrant + 1) & 2) != 0, -x, x)
     y = tl.where((quadrant & 2) != 0, -y, y)
@@ -67,7 +68,7 @@ def box_muller(word_radius, word_angle):
 
 @triton.jit
 def gaussian_groups(group, seed, offset):
-    """Standard normals of elements 4 group + (0, 1, 2, 3). group: int64 of shape S; returns fp32 of shape S + (4,)."""
+    """Draw elements 4 group + (0, 1, 2, 3) of the stream. group: int64 of shape S; returns fp32 of shape S + (4,)."""
     w0, w1, w2, w3 = philox_words(group, seed, offset)
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
@@ -76,6 +77,6 @@ def gaussian_groups(group, seed, offset):
 
 @triton.jit
 def lanes(v0, v1, v2, v3):
-    """Interleave four values a group as the innermost axis: shape S becomes S + (4,)."""
-    quads = tl.join(tl.join(v0, v2), tl.join(v1, v3))
+    """Interleave four values of each group as the innermost axis: shape S becomes S + (4,)."""
+    quads = tl.join(tl.join(v0, v2), tl.join(v1, v3))  # [..., 2, 2]
     return tl.reshape(quads, v0.shape + (4,))

@@ -1,4 +1,4 @@
-"""``FASTFLOW_AUTOTUNE=1``: time a few rows of the tuning table once per kernel and head dim, never per length."""
+"""Time a few rows of the tuning table if ``FASTFLOW_AUTOTUNE=1``: once per kernel and head dim, never per length."""
 
 import os
 from collections.abc import Callable, Hashable
@@ -12,10 +12,10 @@ _fastest: dict[Hashable, Config] = {}
 
 
 def tuned(config: Config, launch: Callable[[Config], None], x: Tensor, direction: str, key: Hashable) -> Config:
-    """The fastest configuration for a direction, measured by running launch; config itself where tuning is off.
+    """Return the fastest configuration for a direction, timed by running launch; config itself if tuning is off.
 
-    The candidates are the table's rows for this direction at every width and architecture. key: what the choice may
-    depend on besides direction and device; no sequence length or batch size.
+    The candidates are the table's rows for this direction at every width and architecture. key: the
+    rest of the cache key besides device, dtype and direction; it must hold no sequence length or batch size.
     """
     if os.environ.get("FASTFLOW_AUTOTUNE", "0") != "1" or not x.is_cuda:
         return config

@@ -1,8 +1,10 @@
-"""Tiles that every attention kernel is made of: rows in power-of-two pieces, their products, masked logits.
+"""Building blocks of the attention kernels: rows in power-of-two pieces, matmuls of rows, masked logits.
 
-A row of 72 numbers is held as pieces of 64 and 16, never as 128: "rows" is a tuple of one or two tiles [n, piece],
-and a product with it is a sum (over the head dim) or a tuple (along it) of tensor-core products. A "matrix" is the
-tuple (pointer, row stride, column stride). Whatever is absent is the empty tuple: Triton 3.6 cannot return None.
+A row of 72 numbers is held as pieces of 64 and 16, not padded to 128. "rows" is a tuple of one or two tiles [n, piece];
+a matmul contracts over the pieces (a sum of tl.dot) or produces pieces (a tuple of tl.dot). A "matrix", ``*_mat``, is
+the tuple (pointer, row stride, column stride). An absent tensor is the empty tuple: Triton 3.6 cannot return None.
+
+Shapes: M queries and N keys of a tile, D head dim, Dv value dim. Equation numbers are those of README.md.
 """
 
 import triton
@@ -14,7 +16,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.constexpr_function
 def pieces(width):
-    """Widths of the pieces of a row: (64, 16) for 72, (128, 0) for 120 because 64 + 64 pads no less."""
+    """Return the widths of a row's pieces: (64, 16) for 72; (128, 0) for 120, which 64 + 64 pads just as much."""
     first = max(16, 1 << (width.bit_length() - 1))
     rest = max(0, width - first)
     second = max(16, 1 << (rest - 1).bit_length()) if rest else 0
@@ -35,15 +37,15 @@ def second_piece(width):
 
 @triton.jit
 def in_elements(stride, ALIGN: tl.constexpr):
-    """A stride as the launchers pass it (``_launch.strides``) in elements, visibly a multiple of ALIGN."""
+    """Convert a stride of ``_launch.strides`` to elements, visibly a multiple of ALIGN to the compiler."""
     return (stride // 16).to(tl.int64) * ALIGN
 
 
 @triton.jit
 def matrix(ptr, strides, b, h, ALIGN: tl.constexpr):
-    """The matrix (pointer, row stride, column stride) of batch b and head h, () where ptr is None.
+    """Return the matrix of batch b and head h, () if ptr is None.
 
-    strides: (batch, head, row, column); the column stride counts for masks only, rows are contiguous elsewhere.
+    strides: (batch, head, row, column). Only masks use the column stride; elsewhere rows are contiguous.
     """
     if ptr is None:
         return ()
@@ -54,7 +56,7 @@ def matrix(ptr, strides, b, h, ALIGN: tl.constexpr):
 
 @triton.jit
 def tangent_matrices(ptr, strides, t, b, h, ALIGN: tl.constexpr):
-    """A head's matrices of tangents t, t + 1, .. as (first matrix, tangent stride), () where ptr is None."""
+    """Return a head's matrices of tangents t, t + 1, ... as (first matrix, tangent stride), () if ptr is None."""
     if ptr is None:
         return ()
     else:
@@ -63,22 +65,22 @@ def tangent_matrices(ptr, strides, t, b, h, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def tangent_matrix(x, t):
-    """The matrix of tangent t of those that tangent_matrices gave."""
-    if len(x) == 0:
+def tangent_matrix(mats, t):
+    """Return matrix t of those of tangent_matrices."""
+    if len(mats) == 0:
         return ()
     else:
-        first, stride_t = x
+        first, stride_t = mats
         return first[0] + t * stride_t, first[1], first[2]
 
 
 @triton.jit
-def load_rows(x, offs, n, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
-    """Rows offs of a matrix [n, WIDTH], cast to DTYPE, zeros past its end; () of an absent matrix."""
-    if len(x) == 0:
+def load_rows(mat, offs, n, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
+    """Load rows offs of a matrix [n, WIDTH], cast to DTYPE, zeros past its end; () of an absent matrix."""
+    if len(mat) == 0:
         return ()
     else:
-        row_ptrs = x[0] + (offs.to(tl.int64) * x[1])[:, None]
+        row_ptrs = mat[0] + (offs.to(tl.int64) * mat[1])[:, None]  # [len(offs), 1]
         mask_n = (offs < n)[:, None]
         rows = (_load_piece(row_ptrs, mask_n, 0, first_piece(WIDTH), WIDTH, DTYPE),)
         if second_piece(WIDTH) > 0:
@@ -88,14 +90,14 @@ def load_rows(x, offs, n, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _load_piece(row_ptrs, mask_n, START: tl.constexpr, PIECE: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
-    cols = START + tl.arange(0, PIECE)[None, :]
+    cols = START + tl.arange(0, PIECE)[None, :]  # [1, PIECE]
     mask = mask_n if START + PIECE <= WIDTH else mask_n & (cols < WIDTH)
     return tl.load(row_ptrs + cols, mask=mask, other=0.0).to(DTYPE)
 
 
 @triton.jit
 def load_per_query(ptr, row, offs_m, nq, OTHER: tl.constexpr):
-    """One number a query, OTHER past the end; () where ptr is None. row: where the head's numbers begin."""
+    """Load one number per query, [M], OTHER past the end; () if ptr is None. row: where the head's numbers begin."""
     if ptr is None:
         return ()
     else:
@@ -104,7 +106,7 @@ def load_per_query(ptr, row, offs_m, nq, OTHER: tl.constexpr):
 
 @triton.jit
 def store_rows(ptr, rows, offs, n, WIDTH: tl.constexpr, ADD: tl.constexpr):
-    """Store rows offs of a contiguous matrix [n, WIDTH], cast to its dtype, or add them to what is there."""
+    """Store rows offs of a contiguous matrix [n, WIDTH], cast to its dtype; ADD: add them to what it holds."""
     row_ptrs = ptr + (offs.to(tl.int64) * WIDTH)[:, None]
     for i in tl.static_range(len(rows)):
         cols = (first_piece(WIDTH) if i > 0 else 0) + tl.arange(0, rows[i].shape[1])[None, :]
@@ -117,7 +119,7 @@ def store_rows(ptr, rows, offs, n, WIDTH: tl.constexpr, ADD: tl.constexpr):
 
 @triton.jit
 def zero_rows(BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """An fp32 accumulator [BLOCK, WIDTH]."""
+    """Return an fp32 accumulator [BLOCK, WIDTH]."""
     rows = (tl.zeros([BLOCK, first_piece(WIDTH)], tl.float32),)
     if second_piece(WIDTH) > 0:
         rows += (tl.zeros([BLOCK, second_piece(WIDTH)], tl.float32),)
@@ -126,7 +128,7 @@ def zero_rows(BLOCK: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def scale_rows(rows, factor):
-    """rows times factor, a scalar or a column [n, 1]."""
+    """Return rows times factor, a scalar or a column [n, 1]."""
     scaled = (rows[0] * factor,)
     if len(rows) > 1:
         scaled += (rows[1] * factor,)
@@ -135,7 +137,7 @@ def scale_rows(rows, factor):
 
 @triton.jit
 def add_scaled_rows(rows, other, factor):
-    """rows + factor other. factor: a scalar or a column [n, 1]."""
+    """Return rows + factor other. factor: a scalar or a column [n, 1]."""
     total = (rows[0] + factor * other[0],)
     if len(rows) > 1:
         total += (rows[1] + factor * other[1],)
@@ -144,15 +146,15 @@ def add_scaled_rows(rows, other, factor):
 
 @triton.jit
 def dot_over(x, y, acc, PRECISION: tl.constexpr):
-    """x yᵀ + acc, contracted over the head dim. x: rows [m, D], y: rows [n, D], acc: [m, n] or None."""
+    """Return x yᵀ + acc, contracted over the head dim. x: rows [m, D], y: rows [n, D], acc: [m, n] or None."""
     for i in tl.static_range(len(x)):
-        acc = tl.dot(x[i], tl.trans(y[i]), acc, input_precision=PRECISION)
+        acc = tl.dot(x[i], tl.trans(y[i]), acc, input_precision=PRECISION)  # [m, n]
     return acc
 
 
 @triton.jit
 def dot_along(p, x, acc, PRECISION: tl.constexpr):
-    """p x + acc, contracted over the sequence. p: [m, n], cast to x's dtype; x: rows [n, D]; acc: rows [m, D]."""
+    """Return p x + acc, contracted over the sequence. p: [m, n], cast to x's dtype; x: [n, D] and acc: [m, D], rows."""
     p = p.to(x[0].dtype)
     total = (tl.dot(p, x[0], acc[0], input_precision=PRECISION),)
     if len(x) > 1:
@@ -161,24 +163,24 @@ def dot_along(p, x, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_mask(mask, offs_m, offs_n, nq, nk):
-    """A tile of mask, a matrix or (), as the tuple (tile,) or (). Load it before the product that it is added to.
+def load_mask(mask_mat, offs_m, offs_n, nq, nk):
+    """Load a tile of the mask as the tuple (tile,), or () if there is none. Call it before the matmul it is added to.
 
-    After it, Triton gives the online softmax's running maximum the layout of this load, and computes P twice: in that
-    layout and in the product's.
+    If the load comes after the matmul, Triton gives the online softmax's running maximum the layout of this load and
+    computes P twice, in that layout and in the matmul's.
     """
-    if len(mask) == 0:
+    if len(mask_mat) == 0:
         return ()
     else:
-        mask_ptrs = mask[0] + (offs_m.to(tl.int64) * mask[1] + offs_n.to(tl.int64) * mask[2])
+        mask_ptrs = mask_mat[0] + (offs_m.to(tl.int64) * mask_mat[1] + offs_n.to(tl.int64) * mask_mat[2])
         return (tl.load(mask_ptrs, mask=(offs_m < nq) & (offs_n < nk), other=0),)
 
 
 @triton.jit
 def mask_logits(s, mask, offs_m, offs_n, nq, nk, CAUSAL: tl.constexpr, BOUND: tl.constexpr):
-    """Base-2 logits with mask, of load_mask, applied, and -inf outside the bounds.
+    """Apply a mask of load_mask to base-2 logits; BOUND: set logits past the end and above the diagonal to -inf.
 
-    offs_m, offs_n: query and key indices, one as a column and one as a row: s may be [m, n] or [n, m].
+    offs_m, offs_n: query and key indices, one as a column and one as a row: s may be [M, N] or [N, M].
     """
     if len(mask) > 0:
         bias = mask[0]
@@ -187,16 +189,16 @@ def mask_logits(s, mask, offs_m, offs_n, nq, nk, CAUSAL: tl.constexpr, BOUND: tl
         else:
             s += bias.to(tl.float32) * LOG2_E
     if BOUND:
-        visible = offs_n < nk
+        attends = offs_n < nk
         if CAUSAL:
-            visible = visible & (offs_n <= offs_m)
-        s = tl.where(visible, s, float("-inf"))
+            attends = attends & (offs_n <= offs_m)
+        s = tl.where(attends, s, float("-inf"))
     return s
 
 
 @triton.jit
 def dot_sides(x, y, acc, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """x yᵀ + acc of query rows x and key rows y as a tile [m, n], or [n, m] where KEYS_FIRST."""
+    """Return x yᵀ + acc of query rows x and key rows y as a tile [M, N], or [N, M] if KEYS_FIRST."""
     if KEYS_FIRST:
         return dot_over(y, x, acc, PRECISION)
     else:
@@ -205,7 +207,7 @@ def dot_sides(x, y, acc, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def per_query(x, KEYS_FIRST: tl.constexpr):
-    """One number a query, ready to broadcast over a tile [m, n], or [n, m] where KEYS_FIRST."""
+    """Shape one number per query to broadcast over a tile [M, N], or [N, M] if KEYS_FIRST."""
     if KEYS_FIRST:
         return x[None, :]
     else:
@@ -214,9 +216,9 @@ def per_query(x, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def dot_sides_less(x, y, r, like, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """x yᵀ - r, x being () for zero. r: per query; like: a tile.
+    """Return x yᵀ - r, x being () for zero. r: per query; like: a tile.
 
-    A thread holds many numbers of r for a tile [n, m]: as the initial accumulator they cost no register afterwards.
+    For a tile [N, M] a thread holds many numbers of r; as the initial accumulator they take no register afterwards.
     """
     if len(x) == 0:
         return tl.zeros_like(like) - per_query(r, KEYS_FIRST)
@@ -228,35 +230,38 @@ def dot_sides_less(x, y, r, like, KEYS_FIRST: tl.constexpr, PRECISION: tl.conste
 
 @triton.jit
 def probabilities(
-    q, k, lse, mask, offs_m, offs_n, nq, nk, scale,
+    q, k, lse, mask_mat, offs_m, offs_n, nq, nk, scale,
     CAUSAL: tl.constexpr, BOUND: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P of a tile from the saved log-sum-exp, zero where lse is +inf. lse: per query, natural logarithm."""
-    mask = load_mask(mask, per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST), nq, nk)
-    s = dot_sides(q, k, None, KEYS_FIRST, PRECISION) * (scale * LOG2_E)
+    """Compute P of a tile from the saved log-sum-exp, (8); zero if lse is +inf. lse: per query, natural logarithm."""
+    mask = load_mask(mask_mat, per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST), nq, nk)
+    s = dot_sides(q, k, None, KEYS_FIRST, PRECISION) * (scale * LOG2_E)  # [M, N] or [N, M]
     s = mask_logits(s, mask, per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST), nq, nk, CAUSAL, BOUND)
     return tl.exp2(s - per_query(lse * LOG2_E, KEYS_FIRST))
 
 
 @triton.jit
 def tangent_terms(
-    p, ds, q, k, v, tq, tk, tv, h, a, mu, scale, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    # scores: P, and dS / P so far
+    p, ds,
+    # tiles of the primals, the tangents and the cotangent of tO, () if absent
+    q, k, v, tq, tk, tv, h,
+    # row terms, per query
+    a, mu,
+    scale, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What one tangent adds to a tile of the backward: ds with its share of dS / P, dtS, and P∘U.
-
-    tq, tk, tv: rows, () if absent; h: cotangent rows of t_out; a, mu: per query.
-    """
+    """Add one tangent to a tile of the backward. Returns dS / P, dtS, and P∘U (() if tS is zero): (9) and (10)."""
     x = dot_sides_less(h, v, a, p, KEYS_FIRST, PRECISION)  # A - a
     if len(tv) > 0:
-        ds = dot_sides(h, tv, ds, KEYS_FIRST, PRECISION)
+        ds = dot_sides(h, tv, ds, KEYS_FIRST, PRECISION)  # H tVᵀ of B, (9)
     pu = ()
     if len(tq) > 0 or len(tk) > 0:
         ts = None
         if len(tq) > 0:
-            ts = dot_sides(tq, k, ts, KEYS_FIRST, PRECISION)
+            ts = dot_sides(tq, k, ts, KEYS_FIRST, PRECISION)  # (2)
         if len(tk) > 0:
             ts = dot_sides(q, tk, ts, KEYS_FIRST, PRECISION)
-        u = ts * scale - per_query(mu, KEYS_FIRST)
-        ds += u * x
+        u = ts * scale - per_query(mu, KEYS_FIRST)  # U of (2)
+        ds += u * x  # (10)
         pu = p * u
     return ds, p * x, pu

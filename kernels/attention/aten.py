@@ -1,13 +1,17 @@
-"""PyTorch's own fused attention with its log-sum-exp kept: plain attention runs on it wherever it takes the input."""
+"""PyTorch's private attention operators: fused attention that returns its log-sum-exp, and softmax's backward.
+
+The public ``scaled_dot_product_attention`` does not return the log-sum-exp, which a separate backward needs, and there
+is no public function for softmax's backward.
+"""
 
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
+_aten = torch.ops.aten
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
-    """Whether ATen has a fused kernel for q ``[B, Hq, Nq, D]``, k, v ``[B, Hk, Nk, D]``, mask broadcastable."""
+    """Return True if ATen has a fused kernel for q ``[B, Hq, Nq, D]``, k, v ``[B, Hk, Nk, D]``, mask broadcastable."""
     if v.shape[-1] != q.shape[-1] or 0 in q.shape or 0 in k.shape:
         return False
     if q.device.type == "cpu":
@@ -18,15 +22,17 @@ def supports(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bo
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """out ``[B, H, Nq, D]`` and lse ``[B, H, Nq]``, natural logarithm; finite where a row is fully masked. On a CPU lse
-    has the heads innermost in memory."""
+    """Return out ``[B, H, Nq, D]`` and lse ``[B, H, Nq]``, natural logarithm, finite for fully masked rows.
+
+    On a CPU the heads are the innermost axis of lse in memory.
+    """
     if q.device.type == "cpu":
         q, k, v = (_unit_stride(x) for x in (q, k, v))
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, is_causal, attn_mask=_additive(mask, q.dtype), scale=scale
         )
     else:
-        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)
+        out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)
     return out, lse
 
 
@@ -41,21 +47,26 @@ def backward(
     scale: float,
     is_causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv for the cotangent g of out."""
+    """Return dq, dk, dv for the cotangent g of out."""
     if q.device.type == "cpu":
         g, q, k, v = (_unit_stride(x) for x in (g, q, k, v))
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
             g, q, k, v, out, lse, 0.0, is_causal, attn_mask=_additive(mask, q.dtype), scale=scale
         )
     # the cumulative lengths and the generator's state are read only for ragged batches and dropout
     unused = torch.empty(0, dtype=torch.int64, device=q.device)
-    return aten._scaled_dot_product_flash_attention_backward(
+    return _aten._scaled_dot_product_flash_attention_backward(
         g, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, is_causal, unused, unused, scale=scale
     )
 
 
+def softmax_backward(dP: Tensor, P: Tensor) -> Tensor:
+    """Return dS for P = softmax(S) over the last axis: one fused pass, where PyTorch's public functions take three."""
+    return torch._softmax_backward_data(dP, P, -1, P.dtype)
+
+
 def _flash_supports(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
-    # the composite pads other head dims and aligns causal masks; the op itself does neither
+    # scaled_dot_product_attention pads other head dims and aligns causal masks; the operator does neither
     if q.shape[-1] % 8 != 0 or (is_causal and q.shape[2] != k.shape[2]) or any(x.stride(-1) != 1 for x in (q, k, v)):
         return False
     params = torch.backends.cuda.SDPAParams(q, k, v, mask, 0.0, is_causal, q.shape[1] != k.shape[1])
@@ -63,7 +74,7 @@ def _flash_supports(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_cau
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    """The CPU kernel reads rows as if they were contiguous, whatever their stride says (seen in 2.11 and 2.13)."""
+    """Make rows contiguous: the CPU kernel assumes it, whatever their stride says (seen in 2.11 and 2.13)."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""The joint backward of attention and its tangents: which kernels run, and the row terms they share."""
+"""Run the joint backward of attention and its tangents: choose the kernels, compute the row terms that they share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._common.launch import on_device
 from . import _launch
 from ._autotune import tuned
 from ._tile import load_rows, matrix, tangent_matrices, tangent_matrix
@@ -30,34 +31,43 @@ def _row_dot(x, y):
 
 @triton.jit(do_not_specialize=["heads", "nq", "n_tangents"])
 def _row_terms_kernel(
-    g_ptr, h_ptr, out_ptr, t_out_ptr, a_ptr, c_ptr, strides_g, strides_h, strides_out, strides_t_out,
+    # cotangents and what they belong to: G and H, O and tO
+    g_ptr, h_ptr, out_ptr, t_out_ptr,
+    # row terms
+    a_ptr, c_ptr,
+    # strides (batch, head, row, column), of h and t_out with the tangent's first
+    strides_g, strides_h, strides_out, strides_t_out,
+    # sizes, then constexprs
     heads, nq, n_tangents,
     VALUE_DIM: tl.constexpr, ALIGN: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """a = rowsum(H∘O) and c = rowsum(H∘tO) of each tangent, c of the first with rowsum(G∘O). Grid: (B H, blocks)."""
+    """Compute a = rowsum(H∘O) and c = rowsum(H∘tO) of each tangent, c of the first with rowsum(G∘O): equation (7).
+
+    Grid: B H × blocks.
+    """
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty  # G and H rounded as the other kernels round them
     blocks = tl.cdiv(nq, BLOCK_M)
     pid = tl.program_id(0)
     pid_bh = (pid // blocks).to(tl.int64)
     b, h_q = pid_bh // heads, pid_bh % heads
     offs_m = pid % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_ptrs = pid_bh * nq + offs_m
+    offs_row = pid_bh * nq + offs_m  # [M]
     stride_t = (tl.num_programs(0) // blocks).to(tl.int64) * nq  # B H nq
     mask_m = offs_m < nq
-    out = load_rows(matrix(out_ptr, strides_out, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
-    g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
-    c = tl.zeros([BLOCK_M], tl.float32) if len(g) == 0 else _row_dot(g, out)
+    out = load_rows(matrix(out_ptr, strides_out, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)  # [M, Dv]
+    g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)  # [M, Dv]
+    c = tl.zeros([BLOCK_M], tl.float32) if len(g) == 0 else _row_dot(g, out)  # [M]
     if h_ptr is None:
-        tl.store(c_ptr + row_ptrs, c, mask=mask_m)
+        tl.store(c_ptr + offs_row, c, mask=mask_m)
     else:
-        h = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
-        t_out = tangent_matrices(t_out_ptr, strides_t_out, 0, b, h_q, ALIGN)
+        h_mats = tangent_matrices(h_ptr, strides_h, 0, b, h_q, ALIGN)
+        t_out_mats = tangent_matrices(t_out_ptr, strides_t_out, 0, b, h_q, ALIGN)
         for t in range(n_tangents):
-            h_rows = load_rows(tangent_matrix(h, t), offs_m, nq, VALUE_DIM, DTYPE)
-            if len(t_out) > 0:
-                c += _row_dot(h_rows, load_rows(tangent_matrix(t_out, t), offs_m, nq, VALUE_DIM, tl.float32))
-            tl.store(a_ptr + t * stride_t + row_ptrs, _row_dot(h_rows, out), mask=mask_m)
-            tl.store(c_ptr + t * stride_t + row_ptrs, c, mask=mask_m)
+            h = load_rows(tangent_matrix(h_mats, t), offs_m, nq, VALUE_DIM, DTYPE)  # [M, Dv]
+            if len(t_out_mats) > 0:
+                c += _row_dot(h, load_rows(tangent_matrix(t_out_mats, t), offs_m, nq, VALUE_DIM, tl.float32))
+            tl.store(a_ptr + t * stride_t + offs_row, _row_dot(h, out), mask=mask_m)  # (7)
+            tl.store(c_ptr + t * stride_t + offs_row, c, mask=mask_m)
             c = tl.zeros([BLOCK_M], tl.float32)
 
 
@@ -67,13 +77,13 @@ def dual_backward(
     out: Tensor, t_out: Tensor | None, lse: Tensor, mu: Tensor | None,
     *, scale: float, is_causal: bool, need_tangent_grads: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of ``⟨g, out⟩ + Σ ⟨h, t_out⟩`` for the function that ``dual_forward`` computes, by Triton kernels.
+    """Compute the gradients of ``⟨g, out⟩ + Σ ⟨h, t_out⟩``, out and t_out being ``dual_forward``'s, by Triton kernels.
 
     g: ``[B, Hq, Nq, Dv]`` or None for zero; h: ``[K, B, Hq, Nq, Dv]`` or None for zero; the others as ``dual_forward``
-    took and gave them. need_tangent_grads: also return the gradients of tangents that are None.
+    takes and returns them. need_tangent_grads: also return the gradients of tangents that are None.
 
-    Returns ``(dq, dk, dv, dtq, dtk, dtv)`` in the dtypes of what they belong to, those of absent tangents in h's;
-    the last three are None without h, and where the tangent is None.
+    Returns ``(dq, dk, dv, dtq, dtk, dtv)``, each in the dtype of its tensor, or in h's if that tangent is None. The
+    last three are None without h, and for a tangent that is None unless need_tangent_grads.
     """
     tangents = (tq, tk, tv)
     if all(x is None for x in tangents):
@@ -87,12 +97,12 @@ def dual_backward(
             else None
             for x, t in zip((q, k, v), tangents)
         ]
-    # over several tangents the primals' gradients add up in float32
+    # the gradients of the primals are summed over the tangents in float32
     d_primals = [torch.empty(x.shape, dtype=x.dtype if K == 1 else torch.float32, device=x.device) for x in (q, k, v)]
 
     g, h, out, t_out, *rows = map(_launch.unit_rows, (g, h, out, t_out, q, k, v, tq, tk, tv))
     lse, mu = lse.contiguous(), None if mu is None else mu.contiguous()
-    with _launch.on_device(q):
+    with on_device(q):
         a, c = _row_terms(g, h, out, t_out)
         for t in range(K):
             problem = _Problem(
@@ -111,7 +121,7 @@ def _of_tangent(t: int, *tensors: Tensor | None) -> list[Tensor | None]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """One tangent's backward. add: whether the primals' gradients are added to what is there."""
+    """The backward of one tangent. add: add the gradients of the primals to what the outputs hold."""
 
     q: Tensor
     k: Tensor
@@ -134,12 +144,12 @@ class _Problem:
         return replace(self, tq=None, tk=None, tv=None, h=None, a=None, mu=None)
 
     def of_tangent_gradients(self) -> "_Problem":
-        """Plain attention with cotangent H: its gradients are those of the tangents, equation (12)."""
+        """Return attention without tangents and with cotangent H, whose gradients are the tangents', equation (13)."""
         return replace(self.without_tangents(), g=self.h, c=self.a, add=False)
 
 
 def _run_side(kernel, side: str, problem: _Problem, d_primals: Outputs, d_tangents: Outputs) -> None:
-    """Fill one side's gradients: in one joint launch, or the primals' and then the tangents' by the plain kernel."""
+    """Fill one side's gradients: in one joint launch, or the primals' first, then the tangents' by the plain kernel."""
     none = (None,) * len(d_primals)
     wanted = any(x is not None for x in d_tangents)
     if problem.h is None:
@@ -172,13 +182,13 @@ def _run(kernel, direction: str, x: _Problem, outputs: Outputs) -> None:
         )  # fmt: skip
 
     config = config_for(x.q, _width(x), direction)
-    if not x.add:  # timing would add to the gradients again and again
+    if not x.add:  # timing would add to the gradients repeatedly
         config = tuned(config, launch, x.q, direction, (D, Dv, x.is_causal, heads // heads_k))
     launch(config)
 
 
 def _row_terms(g: Tensor | None, h: Tensor | None, out: Tensor, t_out: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """(a, c), each ``[K, B, H, Nq]`` in float32; a is None without h."""
+    """Return a and c, each ``[K, B, H, Nq]`` in float32; a is None without h."""
     B, H, nq, Dv = out.shape
     K = 1 if h is None else len(h)
     c = torch.empty((K, B, H, nq), dtype=torch.float32, device=out.device)

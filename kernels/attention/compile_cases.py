@@ -1,4 +1,4 @@
-"""The attention kernels for the compile report: every row of the tuning table at the head dims that matter."""
+"""Compile cases of the attention kernels: every row of the tuning table at the common head dims."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,9 +1,9 @@
 """Launch configurations of the attention kernels, as data.
 
-Each row was chosen by what the compiler makes of it, recorded in bench/results/compile_report.md: the largest tile that
-does not spill and fits the shared memory, or the one that spills least of those tried. Among those that spill no more
-on sm_90, the rates of bench/results/instruction_budget.md chose; README.md says what that changed, and which faster
-tiles were refused. No row was timed on a GPU yet.
+Each row was chosen from compiler output, recorded in bench/results/compile_report.md: the largest tile that fits shared
+memory and does not spill, or the one that spills least of those tried. On sm_90, the rates that
+bench/results/instruction_budget.md predicts decided among tiles that spill no more; README.md lists the rows that this
+changed and the faster tiles that were refused. No row has been timed on a GPU yet.
 """
 
 import functools
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Config:
-    """block_m queries by block_n keys a tile; tangents: how many of them a program of the forward carries."""
+    """A tile of block_m queries by block_n keys. tangents: how many tangents one forward program holds."""
 
     block_m: int
     block_n: int
@@ -24,14 +24,14 @@ class Config:
     tangents: int = 1
 
 
-WIDTHS = (64, 80, 96, 128, 256)  # of the wider of key and value head dim
+WIDTHS = (64, 80, 96, 128, 256)  # upper bounds of max(head dim, value dim)
 DIRECTIONS = (
     "forward-plain", "forward", "forward-many",
     "dkdv-plain", "dkdv-primal", "dkdv-joint",
     "dq-plain", "dq-primal", "dq-joint",
 )  # fmt: skip
 
-# (architecture or fp32, width): a row a direction; without a joint row the side is launched as primal and plain
+# (architecture or fp32, width): one row per direction. A side without a joint row is launched as primal, then plain.
 _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     ("sm_90", 64): {
         "forward-plain": (128, 128, 8, 3), "forward": (128, 64, 8, 3), "forward-many": (128, 32, 8, 3, 2),
@@ -193,12 +193,12 @@ _INTERPRETER = Config(32, 32, 4, 1, 2)
 
 
 def config_for(x: Tensor, width: int, direction: str) -> Config | None:
-    """The table's row for x's device and dtype and the wider head dim; None where a joint launch is not shipped."""
+    """Return the row for x's device and dtype; None if there is no joint row. width: max(head dim, value dim)."""
     return _INTERPRETER if x.device.type == "cpu" else row(_arch(x.device), x.dtype, width, direction)
 
 
 def row(arch: str, dtype: torch.dtype, width: int, direction: str) -> Config | None:
-    """float32 has rows of its own, the same on every architecture: three TF32 products hold every operand twice."""
+    """Return a row of the table. float32 has its own, the same everywhere: TF32x3 holds every operand twice."""
     key = "fp32" if dtype == torch.float32 else arch
     return CONFIGS.get((key, next(w for w in WIDTHS if width <= w), direction))
 
@@ -208,6 +208,6 @@ def _arch(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "gfx942"
     major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) in ((8, 6), (8, 9)) or major >= 12:  # 99 KB of shared memory a block
+    if (major, minor) in ((8, 6), (8, 9)) or major >= 12:  # 99 KB of shared memory per block
         return "sm_86"
     return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100")

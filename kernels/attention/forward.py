@@ -1,4 +1,7 @@
-"""Attention and its tangents in one pass over the keys: equations (1) to (6) of README.md."""
+"""Compute attention and its tangents in one pass over the keys: equations (1) to (6) of README.md.
+
+Shapes: M queries and N keys of a tile, D head dim, Dv value dim.
+"""
 
 import functools
 
@@ -7,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._common.launch import on_device
 from . import _launch
 from ._autotune import tuned
 from ._tile import (
@@ -30,43 +34,52 @@ from .config import Config, config_for
 
 @triton.jit
 def _absorb_keys(
-    state, q, tqs, k, v, tk, tv, mask, scale, offs_m, start_n, nq, nk,
+    # running sums: row maximum, row sum, O, and per tangent mu and (P∘tS) V + P tV
+    state,
+    # tiles of this block of queries
+    q, tqs,
+    # matrices of the head
+    k_mat, v_mat, tk_mats, tv_mats, mask_mat,
+    # scale and positions
+    scale, offs_m, start_n, nq, nk,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys into the state: row maximum, row sum, O, and per tangent mu and (P∘tS) V + P tV."""
+    """Add one block of keys to the state, (4) and (5)."""
     m, z, acc, mus, t_accs = state
     DTYPE: tl.constexpr = q[0].dtype
     offs_n = start_n + tl.arange(0, BLOCK_N)
-    mask = load_mask(mask, offs_m[:, None], offs_n[None, :], nq, nk)
-    k_rows = load_rows(k, offs_n, nk, HEAD_DIM, DTYPE)
-    s = dot_over(q, k_rows, None, PRECISION) * (scale * LOG2_E)
+    mask = load_mask(mask_mat, offs_m[:, None], offs_n[None, :], nq, nk)
+    k = load_rows(k_mat, offs_n, nk, HEAD_DIM, DTYPE)  # [N, D]
+    s = dot_over(q, k, None, PRECISION) * (scale * LOG2_E)  # S', [M, N]
     s = mask_logits(s, mask, offs_m[:, None], offs_n[None, :], nq, nk, CAUSAL, BOUND)
-    m_new = tl.maximum(m, tl.max(s, 1))
+    m_new = tl.maximum(m, tl.max(s, 1))  # [M]
     shift = m_new
-    if len(mask) > 0:  # a row that has met no visible key: -inf - -inf would be NaN
+    if len(mask) > 0:  # a row fully masked so far: -inf - -inf would be NaN
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(s - shift[:, None])
+    p = tl.exp2(s - shift[:, None])  # (4), [M, N]
     alpha = tl.exp2(m - shift)
     z = z * alpha + tl.sum(p, 1)
-    v_rows = load_rows(v, offs_n, nk, VALUE_DIM, DTYPE)
-    acc = dot_along(p, v_rows, scale_rows(acc, alpha[:, None]), PRECISION)
+    v = load_rows(v_mat, offs_n, nk, VALUE_DIM, DTYPE)  # [N, Dv]
+    acc = dot_along(p, v, scale_rows(acc, alpha[:, None]), PRECISION)  # (5), [M, Dv]
     new_mus = ()
     new_t_accs = ()
     for t in tl.static_range(len(t_accs)):
         mu = mus[t]
         t_acc = scale_rows(t_accs[t], alpha[:, None])
-        if len(tqs) > 0 or len(tk) > 0:
+        if len(tqs) > 0 or len(tk_mats) > 0:
             ts = None
             if len(tqs) > 0:
-                ts = dot_over(tqs[t], k_rows, ts, PRECISION)
-            if len(tk) > 0:
-                ts = dot_over(q, load_rows(tangent_matrix(tk, t), offs_n, nk, HEAD_DIM, DTYPE), ts, PRECISION)
-            pts = p * (ts * scale)
+                ts = dot_over(tqs[t], k, ts, PRECISION)  # tQ Kᵀ of (2), [M, N]
+            if len(tk_mats) > 0:
+                tk = load_rows(tangent_matrix(tk_mats, t), offs_n, nk, HEAD_DIM, DTYPE)
+                ts = dot_over(q, tk, ts, PRECISION)
+            pts = p * (ts * scale)  # P∘tS
             mu = mu * alpha + tl.sum(pts, 1)
-            t_acc = dot_along(pts, v_rows, t_acc, PRECISION)
-        if len(tv) > 0:
-            t_acc = dot_along(p, load_rows(tangent_matrix(tv, t), offs_n, nk, VALUE_DIM, DTYPE), t_acc, PRECISION)
+            t_acc = dot_along(pts, v, t_acc, PRECISION)  # (5), [M, Dv]
+        if len(tv_mats) > 0:
+            tv = load_rows(tangent_matrix(tv_mats, t), offs_n, nk, VALUE_DIM, DTYPE)
+            t_acc = dot_along(p, tv, t_acc, PRECISION)
         new_mus += (mu,)
         new_t_accs += (t_acc,)
     return m_new, z, acc, new_mus, new_t_accs
@@ -74,13 +87,25 @@ def _absorb_keys(
 
 @triton.jit(do_not_specialize=["heads", "group", "nq", "nk", "tangent_groups"])
 def _dual_forward_kernel(
-    q_ptr, k_ptr, v_ptr, tq_ptr, tk_ptr, tv_ptr, mask_ptr, out_ptr, t_out_ptr, lse_ptr, mu_ptr, scale,
+    # primals, tangents, mask
+    q_ptr, k_ptr, v_ptr,
+    tq_ptr, tk_ptr, tv_ptr,
+    mask_ptr,
+    # outputs: O and tO, row terms lse and mu
+    out_ptr, t_out_ptr, lse_ptr, mu_ptr,
+    scale,
+    # strides (batch, head, row, column), of tangents with the tangent's first
     strides_q, strides_k, strides_v, strides_tq, strides_tk, strides_tv, strides_mask,
+    # sizes
     heads, group, nq, nk, tangent_groups,
+    # what is compiled, then the tile
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TANGENTS: tl.constexpr, CAUSAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries against all keys, with a group of TANGENTS tangents. Grid: (B H, tangent groups, blocks)."""
+    """Compute one block of queries against all keys, with a group of TANGENTS tangents.
+
+    Grid: B H × tangent groups × blocks, in one dimension, blocks innermost.
+    """
     DTYPE: tl.constexpr = q_ptr.dtype.element_ty
     blocks = tl.cdiv(nq, BLOCK_M)
     pid = tl.program_id(0)
@@ -93,53 +118,53 @@ def _dual_forward_kernel(
     t = pid_t.to(tl.int64) * TANGENTS
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    q = load_rows(matrix(q_ptr, strides_q, b, h, ALIGN), offs_m, nq, HEAD_DIM, DTYPE)
-    k = matrix(k_ptr, strides_k, b, h_k, ALIGN)
-    v = matrix(v_ptr, strides_v, b, h_k, ALIGN)
-    tq = tangent_matrices(tq_ptr, strides_tq, t, b, h, ALIGN)
-    tk = tangent_matrices(tk_ptr, strides_tk, t, b, h_k, ALIGN)
-    tv = tangent_matrices(tv_ptr, strides_tv, t, b, h_k, ALIGN)
-    mask = matrix(mask_ptr, strides_mask, b, h, 1)
+    q = load_rows(matrix(q_ptr, strides_q, b, h, ALIGN), offs_m, nq, HEAD_DIM, DTYPE)  # [M, D]
+    k_mat = matrix(k_ptr, strides_k, b, h_k, ALIGN)
+    v_mat = matrix(v_ptr, strides_v, b, h_k, ALIGN)
+    tq_mats = tangent_matrices(tq_ptr, strides_tq, t, b, h, ALIGN)
+    tk_mats = tangent_matrices(tk_ptr, strides_tk, t, b, h_k, ALIGN)
+    tv_mats = tangent_matrices(tv_ptr, strides_tv, t, b, h_k, ALIGN)
+    mask_mat = matrix(mask_ptr, strides_mask, b, h, 1)
     tqs = ()
     mus = ()
     t_accs = ()
     for i in tl.static_range(TANGENTS):
-        if len(tq) > 0:
-            tqs += (load_rows(tangent_matrix(tq, i), offs_m, nq, HEAD_DIM, DTYPE),)
+        if len(tq_mats) > 0:
+            tqs += (load_rows(tangent_matrix(tq_mats, i), offs_m, nq, HEAD_DIM, DTYPE),)  # [M, D]
         mus += (tl.zeros([BLOCK_M], tl.float32),)
         t_accs += (zero_rows(BLOCK_M, VALUE_DIM),)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)  # [M]
     state = (m, tl.zeros([BLOCK_M], tl.float32), zero_rows(BLOCK_M, VALUE_DIM), mus, t_accs)
 
-    end = nk
-    whole = nk
+    end = nk  # keys that some query of this block attends to
+    whole = nk  # keys that all of them attend to, then whole blocks of those
     if CAUSAL:
         end = tl.minimum(nk, (pid_m + 1) * BLOCK_M)
         whole = tl.minimum(nk, pid_m * BLOCK_M + 1)
     whole = whole // BLOCK_N * BLOCK_N
     for start_n in tl.range(0, whole, BLOCK_N):
         state = _absorb_keys(
-            state, q, tqs, k, v, tk, tv, mask, scale, offs_m, start_n, nq, nk,
+            state, q, tqs, k_mat, v_mat, tk_mats, tv_mats, mask_mat, scale, offs_m, start_n, nq, nk,
             HEAD_DIM, VALUE_DIM, CAUSAL, False, PRECISION, BLOCK_N,
         )  # fmt: skip
     for start_n in tl.range(whole, end, BLOCK_N):
         state = _absorb_keys(
-            state, q, tqs, k, v, tk, tv, mask, scale, offs_m, start_n, nq, nk,
+            state, q, tqs, k_mat, v_mat, tk_mats, tv_mats, mask_mat, scale, offs_m, start_n, nq, nk,
             HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_N,
         )  # fmt: skip
 
     m, z, acc, mus, t_accs = state
-    empty = z == 0.0  # rows that see no key
+    empty = z == 0.0  # fully masked rows
     z = tl.where(empty, 1.0, z)
     inverse = 1.0 / z
-    out = scale_rows(acc, inverse[:, None])
+    out = scale_rows(acc, inverse[:, None])  # (6), [M, Dv]
     if out_ptr is not None and pid_t == 0:
         store_rows(out_ptr + pid_bh * nq * VALUE_DIM, out, offs_m, nq, VALUE_DIM, False)
         lse = tl.where(empty, float("inf"), (m + tl.log2(z)) * LN_2)
         tl.store(lse_ptr + pid_bh * nq + offs_m, lse, mask=offs_m < nq)
     for i in tl.static_range(TANGENTS):
         mu = mus[i] * inverse
-        t_out = add_scaled_rows(scale_rows(t_accs[i], inverse[:, None]), out, -mu[:, None])
+        t_out = add_scaled_rows(scale_rows(t_accs[i], inverse[:, None]), out, -mu[:, None])  # (6)
         row = ((t + i) * n_bh + pid_bh) * nq
         store_rows(t_out_ptr + row * VALUE_DIM, t_out, offs_m, nq, VALUE_DIM, False)
         tl.store(mu_ptr + row + offs_m, mu, mask=offs_m < nq)
@@ -149,7 +174,7 @@ def dual_forward(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, mask: Tensor | None,
     *, scale: float, is_causal: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
-    """Attention and its tangents, ``out = P V`` and ``t_out = (P∘(tS − mu)) V + P tV``, by a Triton kernel.
+    """Compute attention and its tangents, ``out = P V`` and ``t_out = (P∘(tS − mu)) V + P tV``, by a Triton kernel.
 
     q: ``[B, Hq, Nq, D]``; k: ``[B, Hk, Nk, D]``; v: ``[B, Hk, Nk, Dv]``, Hk dividing Hq; float16, bfloat16 or float32.
     tq, tk, tv: None for zero, or ``[K, ...]`` of any float dtype, cast to the primals' as they are loaded.
@@ -188,7 +213,7 @@ def dual_forward(
             )  # fmt: skip
 
     direction = _direction(K)
-    with _launch.on_device(q):
+    with on_device(q):
         launch(tuned(config_for(q, max(D, Dv), direction), launch, q, direction, (D, Dv, is_causal)))
     return out, t_out, lse, mu
 
@@ -198,7 +223,7 @@ def _direction(n_tangents: int) -> str:
 
 
 def _tangent_groups(n_tangents: int, size: int) -> list[tuple[int, int, int]]:
-    """Launches (first tangent, groups, tangents a group) that cover n_tangents without a padded one."""
+    """Return launches (first tangent, groups, tangents per group) that cover n_tangents without padding."""
     whole, rest = divmod(n_tangents, size)
     launches = [(0, whole, size)] if whole else []
     return launches + ([(whole * size, 1, rest)] if rest or not whole else [])

@@ -1,13 +1,12 @@
-"""What the compile report compiles of this family: each kernel with each kind of probe."""
+"""Compile cases of the divergence kernels: each kernel with each kind of probe."""
 
 from collections.abc import Iterator
 from itertools import product
 
 import torch
 
-from .._compile import CompileCase
-from ._tile import TYPES, grid
-from .config import LANES
+from .._common.compile_case import ARCHES, CompileCase
+from ._tile import LANES, constexprs, grid_over
 from .probes import _probes_kernel
 from .reduce import _dots_kernel
 
@@ -24,9 +23,9 @@ _KERNELS = (
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    dtypes = (("bf16", TYPES[torch.bfloat16]), ("fp32", TYPES[torch.float32]))
-    for arch, (dtype, DTYPE), distribution in product(("sm_80", "sm_90", "sm_100", "gfx942"), dtypes, LANES):
-        options = dict(grid(64, 4096, 0, distribution).options)
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    for arch, dtype, distribution in product(ARCHES, dtypes, LANES):
+        options = dict(grid_over(64, 4096, 0, distribution).options)
         num_warps = options.pop("num_warps")
         for name, kernel, other, main in _KERNELS:
             yield CompileCase(
@@ -34,7 +33,7 @@ def compile_cases() -> Iterator[CompileCase]:
                 kernel=kernel,
                 arch=arch,
                 signature={main: f"*{dtype}:16", **other, **_SCALARS},
-                constants={"DTYPE": DTYPE, **options},
+                constants={**constexprs(dtypes[dtype], distribution), **options},
                 num_warps=num_warps,
                 spill_free=True,
             )

@@ -1,20 +1,20 @@
-"""From tensors to a launch: what the three kernels of this family take alike."""
+"""Launch the three kernels of this family: the terms of a call, and the arguments that all kernels share."""
 
 from typing import NamedTuple
 
 import triton
 from torch import Tensor
 
+from .._common.launch import Grid, grid, on_device
 from ._layout import layout
-from ._tile import ABSENT, DRAWN, GIVEN
-from .config import tile
+from ._tile import ABSENT, DRAWN, GIVEN, LANES
 
 
 class Terms(NamedTuple):
     """An affine combination ``c1 x1 + c0 x0 + cz z``.
 
-    x1: ``[B, ...]``; x0, z: like x1, or None where the term is drawn or absent. c1, c0, cz: fp32 ``[B]`` on the device,
-    or a 0-d CPU tensor for a constant. x0_stream, z_stream: ``(seed, offset)`` of a drawn term, else empty.
+    x1: ``[B, ...]``; x0, z: like x1, or None if the term is drawn or absent. c1, c0, cz: fp32 ``[B]`` on the device, or
+    a 0-d CPU tensor for a constant. x0_stream, z_stream: ``(seed, offset)`` of a drawn term, else empty.
     """
 
     x1: Tensor
@@ -32,44 +32,43 @@ class Terms(NamedTuple):
 
     @property
     def shifted(self) -> bool:
-        """Whether rows start inside a group of four elements that share a counter."""
-        return DRAWN in self.kinds and _row_size(self.x1) % 4 != 0
+        """True if rows may start inside a group of four elements that share a counter."""
+        return DRAWN in self.kinds and _row_size(self.x1) % LANES != 0
 
 
-def tiles_per_row(terms: Terms) -> int:
-    """How many tiles the longest side of a row takes."""
-    row_size = _row_size(terms.x1)
-    return triton.cdiv(row_size + 3 * terms.shifted, 4 * tile(row_size, terms.shifted).groups)
+def grid_over(terms: Terms) -> Grid:
+    return grid_of(terms.x1.shape[0], _row_size(terms.x1), terms.shifted)
+
+
+def grid_of(num_rows: int, row_size: int, shifted: bool) -> Grid:
+    return grid(num_rows, row_size, LANES, shifted, groups=-(-row_size // LANES) + shifted)
 
 
 def launch(kernel: triton.JITFunction, terms: Terms, like_x1: tuple[Tensor, ...], per_row: tuple[Tensor, ...]) -> None:
     """Launch kernel over the rows of x1. like_x1: more tensors of x1's shape; per_row: contiguous fp32, per sample."""
-    num_rows, row_size = terms.x1.shape[0], _row_size(terms.x1)
     where = layout(terms.x1, terms.x0, terms.z, *like_x1)
-    shape = tile(row_size, terms.shifted)
-    columns = tiles_per_row(terms)
+    programs, tiles_per_row, options = grid_over(terms)
     coefficients = tuple(c.contiguous() if c.ndim else c.item() for c in (terms.c1, terms.c0, terms.cz))
-    kernel[(triton.cdiv(num_rows, shape.rows) * columns,)](
-        where.tensors[:3],
-        coefficients,
-        *where.tensors[3:],
-        *per_row,
-        *(terms.x0_stream or (0, 0)),
-        *(terms.z_stream or (0, 0)),
-        where.strides,
-        where.sizes,
-        num_rows,
-        row_size,
-        columns,
-        KINDS=terms.kinds,
-        VARIES=tuple(isinstance(c, Tensor) for c in coefficients),
-        AXES=len(where.sizes),
-        ROWS=shape.rows,
-        GROUPS=shape.groups,
-        SHIFTED=terms.shifted,
-        WIDE=where.wide,
-        num_warps=shape.num_warps,
-    )
+    with on_device(terms.x1):
+        kernel[(programs,)](
+            where.tensors[:3],
+            coefficients,
+            *where.tensors[3:],
+            *per_row,
+            *(terms.x0_stream or (0, 0)),
+            *(terms.z_stream or (0, 0)),
+            where.strides,
+            where.sizes,
+            terms.x1.shape[0],
+            _row_size(terms.x1),
+            tiles_per_row,
+            KINDS=terms.kinds,
+            VARIES=tuple(isinstance(c, Tensor) for c in coefficients),
+            AXES=len(where.sizes),
+            SHIFTED=terms.shifted,
+            WIDE=where.wide,
+            **options,
+        )
 
 
 def _kind(x: Tensor | None, stream: tuple[int, ...]) -> int:

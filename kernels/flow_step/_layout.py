@@ -1,4 +1,4 @@
-"""How tensors of one logical shape are walked together: a batch axis, then as few inner axes as their strides allow."""
+"""Walk tensors of one logical shape together: a batch axis, then as few inner axes as their strides allow."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ _INT32_MAX = 2**31 - 1
 
 
 class Layout(NamedTuple):
-    """sizes: of the inner axes; strides: per tensor, the batch's then the inner axes', or None; wide: int64 needed."""
+    """sizes: of the inner axes; strides: per tensor, the batch's then the inner axes', or None; wide: use int64."""
 
     tensors: tuple[Tensor | None, ...]
     sizes: tuple[int, ...]
@@ -19,7 +19,7 @@ class Layout(NamedTuple):
 
 
 def layout(*tensors: Tensor | None) -> Layout:
-    """Merge the inner axes that every tensor lets merge; copy only what still needs more than four.
+    """Merge the inner axes that can be merged in every tensor; copy the tensors if more than four axes remain.
 
     tensors: ``[B, ...]``, all of one shape; None stands for an operand that is absent or drawn.
     """

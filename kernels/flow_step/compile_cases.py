@@ -1,11 +1,11 @@
-"""What the compile report compiles of this family: training's own case, and the one with every feature on."""
+"""Compile cases of the flow step: the case of a training step, and one with every feature on."""
 
 from collections.abc import Iterator
 from itertools import product
 
-from .._compile import CompileCase
+from .._common.compile_case import ARCHES, CompileCase
+from ._launch import grid_of
 from ._tile import DRAWN, GIVEN
-from .config import tile
 from .interpolate import _interpolate_kernel
 from .loss import _loss_backward_kernel, _loss_kernel
 
@@ -18,12 +18,13 @@ _KERNELS = (
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Each kernel: contiguous with x0 drawn, and strided, shifted and wide with x0 given and z drawn."""
-    for arch, dtype in product(("sm_80", "sm_90", "sm_100", "gfx942"), ("bf16", "fp32")):
+    """Yield each kernel twice: contiguous with x0 drawn; strided, shifted and wide with x0 given and z drawn."""
+    for arch, dtype in product(ARCHES, ("bf16", "fp32")):
         for name, kernel, like_x1, per_row in _KERNELS:
             for full in (False, True):
                 axes = 3 if full else 1
-                shape = tile(4095 if full else 4096, shifted=full)
+                options = dict(grid_of(64, 4095 if full else 4096, shifted=full).options)
+                num_warps = options.pop("num_warps")
                 kinds = (GIVEN, GIVEN if full else DRAWN, DRAWN if full else 0)
                 pointer, walk = f"*{dtype}:16", ("i64",) * (1 + axes) if full else ("i32:16", "1")
                 given = [pointer if kind == GIVEN else None for kind in kinds]
@@ -45,11 +46,10 @@ def compile_cases() -> Iterator[CompileCase]:
                         "KINDS": kinds,
                         "VARIES": (True, True, full),
                         "AXES": axes,
-                        "ROWS": shape.rows,
-                        "GROUPS": shape.groups,
                         "SHIFTED": full,
                         "WIDE": full,
+                        **options,
                     },
-                    num_warps=shape.num_warps,
+                    num_warps=num_warps,
                     spill_free=True,
                 )

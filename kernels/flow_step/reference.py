@@ -1,4 +1,4 @@
-"""The flow step in plain PyTorch: the truth for the kernels, and the implementation wherever they do not run."""
+"""The flow step in PyTorch: the definition, and the implementation used where Triton cannot run."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..._dtypes import at_least_float32
+
 Coefficient = Tensor | float
 
 
 def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient], in_place: bool = False) -> Tensor:
-    """``c1 x1 + c0 x0 + cz z``, at least in fp32. xs: x1, then x0 and z ``[B, ...]`` or None; c: a float or ``[B]``.
+    """Return ``c1 x1 + c0 x0 + cz z``, at least in fp32.
 
-    in_place: add the later terms into the memory of the first, which vmap does not allow.
+    xs: x1, then x0 and z, ``[B, ...]`` or None; coefficients: each a float or ``[B]``. in_place: add the later terms to
+    the memory of the first, which vmap does not allow.
     """
     (x1, *rest), (c1, *others) = xs, coefficients
     assert x1 is not None
@@ -25,33 +28,26 @@ def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient], in_
 
 
 def squared_error(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
-    """``sum_j (pred - target)_bj^2``, ``[B]``, or the sum or the mean of all squares, at least in fp32. target: from
-    :func:`affine`."""
-    dtype = torch.promote_types(accumulation_dtype(pred), target.dtype)
+    """Return ``sum_j (pred - target)_bj^2`` ``[B]``, or the sum or the mean of all squares, at least in fp32."""
+    dtype = at_least_float32(pred, target)
     error = F.mse_loss(pred.to(dtype), target.to(dtype), reduction=reduction)
     return row_sum(error) if reduction == "none" else error
 
 
 def row_sum(x: Tensor) -> Tensor:
-    """``[B, ...]`` to ``[B]``."""
+    """Sum each sample: ``[B, ...]`` to ``[B]``."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:])).sum(1)
 
 
-def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """fp64 if any tensor is fp64, else fp32."""
-    return torch.float64 if torch.float64 in [x.dtype for x in tensors] else torch.float32
-
-
 def _term(c: Coefficient, x: Tensor) -> Tensor:
-    x = _widened(x)
+    x = x.to(at_least_float32(x))
     if isinstance(c, float):
         return x if c == 1.0 else c * x
     return rows(c, x) * x
 
 
 def _accumulate(total: Tensor, c: Coefficient, x: Tensor, in_place: bool) -> Tensor:
-    """``total + c x``."""
-    x = _widened(x)
+    x = x.to(at_least_float32(x))
     in_place = in_place and total.dtype == x.dtype
     if isinstance(c, float):
         return total.add_(x, alpha=c) if in_place else torch.add(total, x, alpha=c)
@@ -59,11 +55,6 @@ def _accumulate(total: Tensor, c: Coefficient, x: Tensor, in_place: bool) -> Ten
     return total.addcmul_(c, x) if in_place else torch.addcmul(total, c, x)
 
 
-def _widened(x: Tensor) -> Tensor:
-    """x, at least in fp32."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
 def rows(c: Tensor, x: Tensor) -> Tensor:
-    """c, ``[B]`` or a scalar, in x's dtype and shaped to multiply x ``[B, ...]``."""
+    """Cast c, ``[B]`` or a scalar, to x's dtype and shape it to multiply x ``[B, ...]``."""
     return c.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))

@@ -1,14 +1,14 @@
-"""What the compile report compiles of this family."""
+"""Compile cases of the noise kernel."""
 
 from collections.abc import Iterator
 from itertools import product
 
-from .._compile import CompileCase
+from .._common.compile_case import ARCHES, CompileCase
 from .gaussian import _GROUPS, _NUM_WARPS, _gaussian_kernel
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    for arch, dtype in product(("sm_80", "sm_90", "sm_100", "gfx942"), ("bf16", "fp32")):
+    for arch, dtype in product(ARCHES, ("bf16", "fp32")):
         yield CompileCase(
             name=f"gaussian {dtype}",
             kernel=_gaussian_kernel,

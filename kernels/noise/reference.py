@@ -1,7 +1,7 @@
 """Counter-based random numbers on the CPU: the definition that every kernel must reproduce.
 
-A draw is a pure function of ``(seed, offset, element index)``; README.md beside this file says which. The integer part
-is NumPy, which multiplies and shifts unsigned numbers; words stay in uint64 so that no call has to convert.
+A draw is a pure function of ``(seed, offset, element index)``, equations (1) to (3) of README.md. The integer part is
+NumPy, which multiplies and shifts unsigned numbers; words stay in uint64 so that no call has to convert.
 """
 
 import functools
@@ -21,7 +21,7 @@ _HALF = np.uint64(32)
 
 
 def philox_4x32(counter: np.ndarray, seed: int) -> np.ndarray:
-    """Philox-4x32-10 (Salmon et al., SC 2011, section 4): four words for each counter.
+    """Return the four words of each counter by Philox-4x32-10 (Salmon et al., SC 2011, section 4).
 
     counter: 32-bit words, ``[4, n]``; the key is the low and the high half of ``seed``. Returns uint64 ``[4, n]``, the
     high halves zero.
@@ -40,7 +40,7 @@ def philox_4x32(counter: np.ndarray, seed: int) -> np.ndarray:
 
 
 def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
-    """The uint32 words of elements ``start .. stop - 1``.
+    """Return the uint32 words of elements ``start .. stop - 1``.
 
     Element i is word ``i % 4`` of counter ``(i // 4, offset)``, each half of the counter low word first.
     """
@@ -50,30 +50,32 @@ def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
 
 
 def gaussian(numel: int, seed: int, offset: int, start: int = 0) -> Tensor:
-    """Standard normals of elements ``start ...`` by Box-Muller, fp32 ``[numel]``, computed in fp64 and rounded once."""
+    """Draw standard normals, elements ``start ...``, by Box-Muller in fp64 and rounded once: fp32 ``[numel]``."""
     return _streams(_box_muller, start, start + numel, seed, offset, 1)[0]
 
 
 def gaussians(numel: int, seed: int, offset: int, count: int) -> Tensor:
-    """:func:`gaussian` of the offsets ``offset .. offset + count - 1``, fp32 ``[count, numel]``."""
+    """Draw :func:`gaussian` for the offsets ``offset .. offset + count - 1``: fp32 ``[count, numel]``."""
     return _streams(_box_muller, 0, numel, seed, offset, count)
 
 
 def uniforms(numel: int, seed: int, offset: int, count: int) -> Tensor:
-    """Uniforms on the open interval (0, 1), ``(top 23 bits + 1/2) / 2^23``, of ``count`` offsets, fp32
-    ``[count, numel]``."""
+    """Draw uniforms on the open interval (0, 1), ``(top 23 bits + 1/2) / 2^23``, for ``count`` offsets from ``offset``.
+
+    Returns fp32 ``[count, numel]``.
+    """
     return _streams(_unit_interval, 0, numel, seed, offset, count)
 
 
 def _box_muller(words: np.ndarray) -> Tensor:
-    """Words (0, 1) and (2, 3) to two pairs of normals, in fp64 until the last store: ``[4, n]`` to ``[n, 4]``."""
+    """Turn words (0, 1) and (2, 3) into two pairs of normals, in fp64 until the store: ``[4, n]`` to ``[n, 4]``."""
     uniform = (words[0::2] | np.uint64(1)).astype(np.float32).astype(np.float64)
     uniform *= 2.0**-32
-    radius = torch.from_numpy(np.log(uniform, out=uniform)).mul_(-2.0).sqrt_()  # NumPy's logarithm is the faster one
+    radius = torch.from_numpy(np.log(uniform, out=uniform)).mul_(-2.0).sqrt_()  # (2); NumPy's logarithm is faster
     angle = torch.from_numpy(words.view(np.int64))[1::2].to(torch.float64).mul_(2.0 * math.pi / 2**32)
     normals = torch.empty(words.shape[1], 2, 2)
     cosines, sines = normals.permute(2, 1, 0)
-    torch.mul(angle.cos(), radius, out=cosines)
+    torch.mul(angle.cos(), radius, out=cosines)  # (3)
     torch.mul(angle.sin_(), radius, out=sines)
     return normals.view(-1, 4)
 
@@ -85,7 +87,7 @@ def _unit_interval(words: np.ndarray) -> Tensor:
 def _streams(
     transform: Callable[[np.ndarray], Tensor], start: int, stop: int, seed: int, offset: int, count: int
 ) -> Tensor:
-    """``transform(words)`` for elements ``start .. stop - 1`` of ``count`` offsets: fp32 ``[count, stop - start]``."""
+    """Transform the words of elements ``start .. stop - 1`` of ``count`` offsets: fp32 ``[count, stop - start]``."""
     first, last = start // 4, -(-stop // 4)
     out = torch.empty(count, last - first, 4)
     step = max(1, _CHUNK // count)
@@ -97,7 +99,7 @@ def _streams(
 
 
 def _counters(first: int, last: int, offset: int, count: int) -> np.ndarray:
-    """Counters ``(group, offset)`` of groups ``first .. last - 1`` for each of ``count`` offsets: ``[4, count n]``."""
+    """Return the counters of groups ``first .. last - 1`` for each of ``count`` offsets: ``[4, count n]``, (1)."""
     group = np.arange(first, last, dtype=np.uint64)
     stream = np.arange(count, dtype=np.uint64)[:, None] + np.uint64(offset)
     counter = np.empty((4, count, last - first), dtype=np.uint64)
@@ -108,6 +110,6 @@ def _counters(first: int, last: int, offset: int, count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _round_keys(seed: int) -> np.ndarray:
-    """The key of every round, ``[10, 2, 1]``."""
+    """Return the key of every round, ``[10, 2, 1]``."""
     keys = [[[(seed >> 32 * i) + r * step & 0xFFFFFFFF] for i, step in enumerate(_KEY_STEPS)] for r in range(_ROUNDS)]
     return np.array(keys, dtype=np.uint64)
