@@ -6,10 +6,10 @@ import dataclasses
 import pytest
 import torch
 
-from bench import test_attention as attention
-from bench import test_divergence as divergence
-from bench import test_flow_step as flow_step
-from bench._case import is_own, verify
+from bench.harness.case import is_own, verify
+from bench.suites import test_attention as attention
+from bench.suites import test_divergence as divergence
+from bench.suites import test_flow_step as flow_step
 
 GPU, REST, CPU = (list(problems()) for problems in (attention.on_gpu, attention.rest_on_gpu, attention.on_cpu))
 LARGEST = {"none": 48, "causal": 32, "bool": 32, "additive": 32}

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from bench import compile_report
+from bench.compiler import report as compile_report
 
-REFRESH = "python -m bench.compile_report"
+REFRESH = "python -m bench.compiler"
 LIVE = r"attention (forward|dkdv-joint|dq-joint) D 64 bf16 sm_90$|(forward|dkdv-primal) D 72 bf16 sm_90$|" + (
     r"forward D 72 bf16 sm_80$|forward D 64 bf16 sm_100$|forward D 64 bf16 gfx942$|forward D 64 fp32 sm_90$|row terms"
 )
@@ -56,7 +56,7 @@ def test_a_fault_is_seen(committed):
 @pytest.mark.slow
 def test_live_compilation_agrees_with_the_committed_report(committed):
     done = subprocess.run(
-        [sys.executable, "-m", "bench.compile_report", "--case", LIVE],
+        [sys.executable, "-m", "bench.compiler", "--case", LIVE],
         cwd=compile_report.ROOT,
         env=os.environ | {"TRITON_INTERPRET": "0"},
         capture_output=True,
