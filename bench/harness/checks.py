@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from bench.harness.interpreter import language_patched_once
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which the importers of this do next
 
@@ -60,3 +62,4 @@ def _initialise_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends its workers
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch.set_num_threads(1)
+    language_patched_once().__enter__()  # until the worker ends

@@ -17,6 +17,7 @@ import torch
 
 from bench.harness import rows
 from bench.harness.checks import Setting, Workers, workers
+from bench.harness.interpreter import language_patched_once
 from bench.report import build
 from tests.gpu import parts
 from tests.gpu.parts import Part
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = [part for part in PARTS if args.only is None or part.name in args.only]
-    return 0 if check(chosen, setting, record=not (args.dry_run or args.no_record)) else 1
+    with language_patched_once():
+        return 0 if check(chosen, setting, record=not (args.dry_run or args.no_record)) else 1
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def _configuration(setting: Setting, direction: str, width: int, dtype: torch.dt
 
 def same_bits(setting: Setting) -> list[Case]:
     """Check that a hundred runs on the same input give the same bits."""
-    repeats = 3 if setting.dry else REPEATS
+    repeats = 2 if setting.dry else REPEATS
     chosen = dtypes(setting)[-1]
     return [Case(s.name, _repeated(s, repeats)) for s in every_launcher(setting, chosen, 16 if setting.dry else 64)]
 

@@ -54,7 +54,7 @@ class Shard:
 def op_tests(setting: Setting) -> list[Case]:
     """Run ``tests/ops`` and ``tests/kernels`` without the tests marked slow."""
     some = ("-k", "a_gpu_draws or known_answers") if setting.dry else ()
-    count = 2 if setting.dry else setting.workers * _SHARDS_A_WORKER
+    count = 1 if setting.dry else setting.workers * _SHARDS_A_WORKER
     return _shards(setting, count, "ops", "kernels", options=("-m", "not slow", *some))
 
 
