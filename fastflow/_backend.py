@@ -1,13 +1,16 @@
-"""Which implementation serves a call: the Triton kernels or the plain-PyTorch reference. Decided here, nowhere else."""
+"""Decide whether the Triton kernels can run on the given tensors, and what the caller or the process asked for."""
 
 import functools
 import importlib.util
 import logging
 import os
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+from ._checks import check_choice
+from ._torch import constant_when_traced
 
 Backend = Literal["auto", "triton", "reference"]
 _BACKENDS = get_args(Backend)
@@ -18,15 +21,21 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MIN_CAPABILITY = (8, 0)
 
 
-@torch.compiler.assume_constant_result
+class Operand(NamedTuple):
+    """All that decides of a tensor that does not exist yet."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+@constant_when_traced
 def triton_installed() -> bool:
-    """Whether Triton can be imported at all."""
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def interpreted() -> bool:
-    """Whether Triton kernels run in the interpreter (``TRITON_INTERPRET=1`` before Triton is imported)."""
+    """Return True if Triton runs its interpreter (``TRITON_INTERPRET=1`` was set before Triton was imported)."""
     if not triton_installed():
         return False
     import triton
@@ -34,13 +43,8 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def debug_checks() -> bool:
-    """Whether checks that must read values off the GPU are wanted (``FASTFLOW_DEBUG=1``)."""
-    return os.environ.get("FASTFLOW_DEBUG", "0") == "1"
-
-
-def why_not_triton(*tensors: Tensor) -> str | None:
-    """The reason the Triton kernels cannot take these tensors, or None when they can."""
+def why_not_triton(*tensors: Tensor | Operand) -> str | None:
+    """Return the reason why the Triton kernels cannot take these tensors, or None if they can."""
     if not triton_installed():
         return "triton is not installed"
     for x in tensors:
@@ -58,12 +62,12 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     return None
 
 
-def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "reference"]:
-    """Choose the implementation for one call of an op of ``family``.
+def resolve(backend: str, family: str, *tensors: Tensor | Operand) -> Literal["triton", "reference"]:
+    """Choose between Triton and PyTorch for one call of an op of ``family``.
 
-    ``"auto"`` follows the environment variable ``FASTFLOW_BACKEND`` if it is set, else takes Triton on a GPU that the
-    kernels support and the reference otherwise, and logs the reason once per family. ``"triton"`` on tensors the
-    kernels cannot take raises a ValueError with the reason.
+    ``"auto"`` follows the environment variable ``FASTFLOW_BACKEND`` if it is set. Otherwise it takes Triton on a GPU
+    that the kernels support, and PyTorch elsewhere; the reason is logged once per family. ``"triton"`` raises a
+    ValueError that says why, if the kernels cannot take the tensors.
     """
     choice, reason = explain(backend, *tensors)
     if choice == "triton" and reason is not None:
@@ -73,8 +77,8 @@ def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "r
     return choice
 
 
-def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "reference"], str | None]:
-    """The implementation that is asked for, and what speaks against Triton: with ``"triton"``, why it cannot serve."""
+def explain(backend: str, *tensors: Tensor | Operand) -> tuple[Literal["triton", "reference"], str | None]:
+    """Return the choice and the reason against Triton: why it was not taken or, for ``"triton"``, why it cannot run."""
     wanted = requested(backend)
     if wanted == "reference":
         return "reference", None if backend == wanted else "FASTFLOW_BACKEND=reference"
@@ -87,17 +91,16 @@ def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "referenc
 
 
 def requested(backend: str) -> str:
-    """What the caller asks for, or the process where the caller leaves it open."""
-    if backend == "auto":
-        backend = os.environ.get("FASTFLOW_BACKEND", "auto")
-        if backend not in _BACKENDS:
-            raise ValueError(f"FASTFLOW_BACKEND must be one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}")
-    elif backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}")
+    """Return the caller's backend or, for ``"auto"``, that of ``FASTFLOW_BACKEND``."""
+    check_choice("backend", backend, _BACKENDS)
+    if backend != "auto":
+        return backend
+    backend = os.environ.get("FASTFLOW_BACKEND", "auto")
+    check_choice("FASTFLOW_BACKEND", backend, _BACKENDS)
     return backend
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 @functools.cache
 def _capability(device_index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device_index)

@@ -1,24 +1,32 @@
-"""Argument checks that ops and paths share. A message names the argument, what it got and what it wanted."""
+"""Argument checks. A message names the argument, what it must be and what was given."""
 
 import functools
-from typing import Protocol
+import os
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
-from . import _backend
+from ._dtypes import at_least_float32
+from ._torch import unwrapped
 
 
 class HasDomain(Protocol):
-    """Anything that names the closed interval of times it is defined on."""
+    """Anything with a closed interval of times on which it is defined."""
 
     @property
     def domain(self) -> tuple[float, float]: ...
 
 
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise a ValueError unless value is one of the choices, given as a tuple or as a ``Literal``."""
+    known = choices if isinstance(choices, tuple) else get_args(choices)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
 def check_floating(name: str, x: object) -> Tensor:
-    """Raise unless x is a real floating point tensor."""
+    """Return x; raise a TypeError unless it is a real floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if not x.dtype.is_floating_point:
@@ -27,7 +35,7 @@ def check_floating(name: str, x: object) -> Tensor:
 
 
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise unless x has the shape and the device of other."""
+    """Raise a ValueError unless x has the shape and the device of other."""
     if x.shape != other.shape:
         raise ValueError(
             f"{name} must have the shape of {other_name}, {tuple(other.shape)}, got shape {tuple(x.shape)}"
@@ -37,7 +45,7 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 
 def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -> Tensor:
-    """t as a tensor of at least fp32, ``[B]`` where like is ``[B, ...]``; raise if it is not a time of this path."""
+    """Return t at least in float32, ``[B]`` where like is ``[B, ...]``; raise if it lies outside the path's domain."""
     if isinstance(t, (int, float)) and not isinstance(t, bool):
         t = torch.as_tensor(float(t), device=None if like is None else like.device)
     t = check_floating("t", t)
@@ -48,29 +56,26 @@ def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -
             raise ValueError(f"t must be on the device of x1, {like.device}, got {t.device}")
     low, high = path.domain
     if readable(t):
-        least, most = [x.item() for x in plain(t).aminmax()]
-        if not (_rounded(low, t.dtype) <= least and most <= _rounded(high, t.dtype)):  # NaN is in no interval
+        least, most = [x.item() for x in unwrapped(t).aminmax()]
+        if not (_rounded(low, t.dtype) <= least and most <= _rounded(high, t.dtype)):  # false for NaN
             raise ValueError(f"t must lie in the domain [{low}, {high}] of {path}, got values in [{least}, {most}]")
-    if t.dtype not in (torch.float32, torch.float64):
-        t = t.float()
+    t = t.to(at_least_float32(t))
     return t if like is None or t.ndim == 1 else t.expand(like.shape[0])
 
 
 @functools.cache
 def _rounded(bound: float, dtype: torch.dtype) -> float:
-    """The bound as t's dtype has it: a time drawn up to the bound may be rounded beyond it."""
+    """Round the bound to t's dtype: a time drawn up to the bound may round beyond it."""
     return torch.tensor(bound, dtype=dtype).item()
 
 
 def readable(x: Tensor) -> bool:
-    """Whether values may be looked at: on a CPU always, on a GPU (a synchronisation) only with FASTFLOW_DEBUG=1."""
+    """Return True if checks may read x's values: on a CPU always, on a GPU (it synchronises) with FASTFLOW_DEBUG=1."""
     if torch.compiler.is_compiling() or x.is_meta or x.numel() == 0:
         return False
-    return x.device.type == "cpu" or _backend.debug_checks()
+    return x.device.type == "cpu" or debug_checks()
 
 
-def plain(x: Tensor) -> Tensor:
-    """The values under any torch.func transform, and without a graph."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
-    return x.detach()
+def debug_checks() -> bool:
+    """Return True if ``FASTFLOW_DEBUG=1`` asks for checks that read values off the GPU."""
+    return os.environ.get("FASTFLOW_DEBUG", "0") == "1"

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # A layer may import itself and what stands before it.
-LAYERS = ["kernels", "base", "ops", "methods", "train", "cli"]
+LAYERS = ["base", "kernels", "ops", "methods", "train", "cli"]
 BASE = {"_backend", "_checks", "_dtypes", "_torch"}
 METHODS = {"paths", "couplings", "objectives", "sampling", "nn"}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastflow as ff
-from fastflow import _backend
+from fastflow import _backend, _checks
 
 X = torch.zeros(2, 3)
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
@@ -76,7 +76,7 @@ def test_values_on_a_gpu_are_read_only_on_request(monkeypatch):
     assert not readable(X.to("meta"))
     assert not readable(X[:0])
     monkeypatch.setenv("FASTFLOW_DEBUG", "1")
-    assert _backend.debug_checks()
+    assert _checks.debug_checks()
 
 
 def test_everything_works_without_triton(tmp_path):

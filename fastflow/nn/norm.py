@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops._transforms import has_tangent, inside_transform
+from .._torch import inside_transform
+from ..ops._tangents import has_tangent
 
 
 def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .._checks import check_like, check_time, plain, readable
+from .._checks import check_like, check_time, readable
+from .._torch import unwrapped
 from ..kernels.flow_step.reference import Coefficient
 from ..ops.flow_step.api import Noise, interpolate, target_velocity
 from ..ops.random import GaussianNoise, uniform
@@ -295,7 +296,7 @@ def convert(value: Tensor, xt: Tensor, t: Tensor, *, path: Path, source: Quantit
     a, b, da, db = (_full(c, t).to(xt.dtype).view(rows) for c in (alpha, beta, d_alpha, d_beta))
 
     def nonzero(divisor: Tensor, name: str) -> Tensor:
-        if readable(divisor) and bool((plain(divisor) == 0).any()):
+        if readable(divisor) and bool((unwrapped(divisor) == 0).any()):
             raise ValueError(f"t must stay where {name} is not 0 to convert {source} to {target} under {path}")
         return divisor
 

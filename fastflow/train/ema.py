@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._torch import foreach_lerp_
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -29,4 +31,4 @@ class EMA(Generic[M]):
     def update(self, step: int) -> None:
         """Move the average toward the parameters after step ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, [p.float() for p in self._parameters], 1.0 - decay)
+        foreach_lerp_(self._averages, [p.float() for p in self._parameters], 1.0 - decay)

@@ -2,4 +2,4 @@
 
 from .api import attention as attention
 from .api import attention_jvp as attention_jvp
-from .api import replace_sdpa as replace_sdpa
+from .replace import replace_sdpa as replace_sdpa

@@ -2,22 +2,19 @@
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _functorch
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
 
-from .._transforms import inside_transform
-from . import custom_ops as library
+from ..._torch import requires_grad_at_any_level, transforms
 from . import spelled_out
+from .op import OP, Constants, Options, Primals
 from .problem import Problem, canonical, canonical_tangents
-from .rules import AttentionDualFunction, AttentionFunction, run, single
+from .select import has_short_rows, select
+
+Tensors = tuple[Any, ...]
 
 logger = logging.getLogger("fastflow")
 
@@ -61,26 +58,18 @@ def attention(
 
     Source: Vaswani et al., 1706.03762, eq. 1; the derivatives are derived in ``kernels/attention/README.md``.
     """
-    x = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    primals: tuple[Tensor, ...] = (x.query, x.key, x.value)
-    if backend != "auto":
-        library.implementation(backend, x.query, x.key, x.value)
-    options = (x.mask, x.scale, x.is_causal, backend)
-    compiling = torch.compiler.is_compiling()
-    reason = _why_spelled_out(x, compiling)
-    if reason is not None:
-        if not compiling:
-            _log_once(reason)
-        q, k, v = _autocast(*primals)
-        out = spelled_out.attention(q, k, v, *options[:-1])
-    elif (duals := _unpacked(*primals)) is not None:
-        primals, tangents = duals
-        dual = _dual if compiling else _below_jvp(_dual)
-        out = forward_ad.make_dual(*dual(*_autocast(*primals), *tangents, *options))
+    problem = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    primals = Primals(problem.query, problem.key, problem.value)
+    reason = _why_spelled_out(problem)
+    if reason is None:
+        out = OP(primals, Constants(problem.mask), functools.partial(_prepared, problem, backend))
     else:
-        plain = library.attention if compiling else _plain
-        out, _ = plain(*_autocast(*primals), *options)
-    return out if out.ndim == len(x.out_shape) else out.reshape(x.out_shape)
+        if not torch.compiler.is_compiling():
+            _log_once(reason)
+        select(problem, backend)  # raises if backend cannot serve
+        q, k, v = _autocast(primals)
+        out = spelled_out.attention(q, k, v, problem.mask, problem.scale, problem.is_causal)
+    return out if out.ndim == len(problem.out_shape) else out.reshape(problem.out_shape)
 
 
 def attention_jvp(
@@ -115,132 +104,67 @@ def attention_jvp(
 
     Source: ``kernels/attention/README.md``.
     """
-    x = canonical(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
-    library.implementation(backend, x.query, x.key, x.value)
-    tangents, num = canonical_tangents((query, key, value), (query_tangent, key_tangent, value_tangent), x.lead)
-    call = library.attention_dual if torch.compiler.is_compiling() else functools.partial(run, AttentionDualFunction)
-    if torch.compiler.is_compiling() and set(_transforms()) - {"Vmap"}:
+    problem = canonical(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+    tangents, num = canonical_tangents((query, key, value), (query_tangent, key_tangent, value_tangent), problem.lead)
+    if torch.compiler.is_compiling() and set(transforms()) - {"Vmap"}:
         raise NotImplementedError(
             "attention_jvp inside grad or jvp cannot be compiled; use attention inside torch.func.jvp"
         )
-    primals = _autocast(x.query, x.key, x.value)
-    out, t_out, *_ = call(*primals, *tangents, x.mask, x.scale, x.is_causal, backend)
-    return out.reshape(x.out_shape), t_out.reshape(*(() if num is None else (num,)), *x.out_shape)
+    problem = problem.with_primals(*_autocast(Primals(problem.query, problem.key, problem.value)))
+    primals = Primals(problem.query, problem.key, problem.value)
+    options = Options(problem.scale, problem.is_causal, select(problem, backend).name)
+    out, t_out = OP.dual(primals, tangents, Constants(problem.mask), options)
+    shape = problem.out_shape
+    return out.reshape(shape), t_out.reshape(shape if num is None else (num, *shape))
 
 
-class replace_sdpa(TorchFunctionMode):  # noqa: N801
-    """Inside this context ``F.scaled_dot_product_attention`` is :func:`attention`, however a model imported it.
-
-    >>> with replace_sdpa():
-    ...     out, out_tangent = torch.func.jvp(model, (x,), (v,))
-
-    backend: as for :func:`attention`.
-    """
-
-    def __init__(self, backend: str = "auto") -> None:
-        super().__init__()
-        self.backend = backend
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return attention(*args, **(kwargs or {}), backend=self.backend)
-        return func(*args, **(kwargs or {}))
+def _prepared(
+    problem: Problem, backend: str, primals: Tensors, tangents: Tensors | None
+) -> tuple[Tensors, Tensors | None, Options]:
+    """Cast the primals as autocast says, select the implementation, and copy strided rows once where it would copy them
+    in the forward and in the backward."""
+    primals = _autocast(primals)
+    problem = problem.with_primals(*primals)
+    options = Options(problem.scale, problem.is_causal, select(problem, backend).name)
+    if backend == "auto" and problem.query.device.type == "cpu" and not torch.compiler.is_compiling():
+        if tangents is not None or has_short_rows(problem):
+            primals = tuple(x.contiguous() for x in primals)
+        if tangents is not None:
+            tangents = tuple(None if t is None else t.contiguous() for t in tangents)
+    return primals, tangents, options
 
 
-def _unpacked(*primals: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None:
-    """Primals and tangents where one pass computes both; None elsewhere.
-
-    That is where the innermost torch.func transform is a jvp. A bare ``forward_ad.dual_level`` keeps its dual tensors,
-    because somebody may ask for the tangent of a gradient. Under torch.compile duals are unpacked everywhere, because
-    Dynamo drops the ``jvp`` of a ``Function`` in silence (pytorch#192985).
-    """
-    if not torch.compiler.is_compiling() and (not inside_transform() or _transforms()[-1] != "Jvp"):
-        return None
-    duals = [forward_ad.unpack_dual(x) for x in primals]
-    if all(x.tangent is None for x in duals):
-        return None
-    return tuple(x.primal for x in duals), tuple(x.tangent for x in duals)
-
-
-def _plain(*args: Any) -> tuple[Tensor, Tensor]:
-    """O and the state. args: those of ``fastflow::attention``."""
-    q, k, v, mask, scale, is_causal, backend = args
-    if backend == "auto" and library.has_short_rows(q, k, v, mask, is_causal):
-        q, k, v = _packed(q, k, v)
-    return run(AttentionFunction, q, k, v, mask, scale, is_causal, backend)
-
-
-def _dual(*args: Any) -> tuple[Tensor, Tensor]:
-    """O and its tangent in its dtype. args: primals, a tangent of each or None, mask, scale, is_causal, backend."""
-    primals, tangents, options = args[:3], single(*args[3:6]), args[6:]
-    if torch.compiler.is_compiling():
-        out, t_out, *_ = library.attention_dual(*primals, *tangents, *options)
-    else:
-        if options[-1] == "auto" and primals[0].device.type == "cpu":
-            primals, tangents = _packed(*primals), _packed(*tangents)
-        out, t_out, *_ = run(AttentionDualFunction, *primals, *tangents, *options)
-    return out, t_out.squeeze(0).to(out.dtype)
-
-
-def _packed(*tensors: Any) -> tuple[Any, ...]:
-    """Contiguous, where products of whole rows would copy them, and copy them again in the backward."""
-    return tuple([None if x is None else x.contiguous() for x in tensors])
-
-
-def _below_jvp(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """``function`` below the innermost jvp, whose work is done: through it, every tensor is wrapped once more."""
-
-    def lowered(*args: Any) -> tuple[Tensor, ...]:
-        interpreter = retrieve_current_functorch_interpreter()
-        level = interpreter.level()
-        args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
-        with interpreter.lower():
-            outputs = function(*args)
-        return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
-
-    return lowered
-
-
-@torch.compiler.assume_constant_result
-def _transforms() -> tuple[str, ...]:
-    """The active torch.func transforms, outermost first; torch.compile may ask while it traces."""
-    return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
-
-
-def _why_spelled_out(x: Problem, compiling: bool) -> str | None:
-    """Why this call is left to autograd, or None."""
-    if 0 in x.out_shape:
+def _why_spelled_out(problem: Problem) -> str | None:
+    """Return why this call is written out in PyTorch and left to autograd, or None."""
+    if 0 in problem.out_shape:
         return "the output is empty"
-    if compiling:
-        *outer, innermost = _transforms() or ("Jvp",)
-        if innermost != "Jvp" or set(outer) - {"Vmap"}:
-            return "under torch.compile the custom ops serve one jvp innermost and vmap around it, no other transform"
-    if x.mask is not None and x.mask.dtype != torch.bool and _is_differentiated(x.mask):
+    if (reason := OP.why_not_compiled()) is not None:
+        return reason
+    mask = problem.mask
+    if mask is not None and mask.dtype != torch.bool and _is_differentiated(mask):
         return "attn_mask is differentiated, and its gradient is as large as the scores"
     return None
 
 
 def _is_differentiated(x: Tensor) -> bool:
-    """Whether x requires grad at any level of torch.func, or has a tangent at the innermost."""
-    # a batched tensor cannot be unpacked; a tangent below it is caught by the rules, which raise
-    if _transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
+    """Return True if x requires grad at any level of torch.func, or has a tangent at the innermost."""
+    # a batched tensor cannot be unpacked; a tangent below it reaches the derivative rules, which raise
+    if transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
         return True
     if torch.compiler.is_compiling():
         return x.requires_grad
-    while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
-    return x.requires_grad and torch.is_grad_enabled()
+    return requires_grad_at_any_level(x) and torch.is_grad_enabled()
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """What autocast does to the arguments of PyTorch's own attention."""
-    device = tensors[0].device.type
+def _autocast(primals: Tensors) -> Tensors:
+    """Cast the arguments as autocast does those of PyTorch's own attention."""
+    device = primals[0].device.type
     if not torch.is_autocast_enabled(device):
-        return tensors
+        return primals
     dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in primals)
 
 
 @functools.cache
 def _log_once(reason: str) -> None:
-    logger.info("attention: spelled out in PyTorch, because %s", reason)
+    logger.info("attention: written out in PyTorch, because %s", reason)

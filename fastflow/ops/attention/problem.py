@@ -22,6 +22,9 @@ class Problem(NamedTuple):
     lead: tuple[int, ...]  # what B stands for
     out_shape: tuple[int, ...]
 
+    def with_primals(self, query: Tensor, key: Tensor, value: Tensor) -> "Problem":
+        return self._replace(query=query, key=key, value=value)
+
 
 def canonical(
     query: Any, key: Any, value: Any, attn_mask: Any, dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: bool

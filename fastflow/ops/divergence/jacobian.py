@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from .._transforms import has_tangent, inside_transform
+from ..._torch import inside_transform
+from .._tangents import has_tangent
 
 Field = Callable[[Tensor], Tensor]
 Products = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._torch import inside_transform
 from ...kernels.divergence import reference
-from .._transforms import has_tangent, inside_transform
+from .._tangents import has_tangent
 from . import custom_ops as library
 
 

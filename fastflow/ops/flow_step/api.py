@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ... import _backend
 from ..._checks import check_floating, check_like, check_time
+from ..._torch import inside_transform
 from ...kernels.flow_step import reference
 from ...kernels.flow_step.reference import Coefficient
-from .._transforms import complete_tangents, inside_transform
+from .._tangents import complete_tangents
 from ..random import GaussianNoise
 from . import rules
 

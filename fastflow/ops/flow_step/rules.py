@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._torch import inside_transform
 from ...kernels.flow_step import reference
 from ...kernels.flow_step.reference import Coefficient, accumulation_dtype, row_sum, rows
-from .._transforms import complete_tangents, has_tangent, inside_transform
+from .._tangents import complete_tangents, has_tangent
 from ..random import GaussianNoise
 from . import custom_ops as library
 

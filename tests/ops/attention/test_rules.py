@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from fastflow.kernels.attention import cpu as reference
-from fastflow.ops.attention import custom_ops as library
 from fastflow.ops.attention import attention, attention_jvp
-from fastflow.ops.attention.rules import AttentionBackwardFunction, AttentionFunction
+from fastflow.ops.attention.op import OP
+from fastflow.ops.attention.problem import canonical
+from fastflow.ops.attention.select import select
 from tests.compare import assert_close, math_attention
 
 B, H, NQ, NK, D, DV = 1, 2, 3, 4, 2, 3  # short rows: Nk <= D + Dv
 LONG = 6  # Nk > D + Dv
-OPTIONS = (0.7, False, "reference")
 
 
 def draw(*shape: int, seed: int = 0, **kwargs: Any) -> Tensor:
@@ -27,6 +27,12 @@ def draw(*shape: int, seed: int = 0, **kwargs: Any) -> Tensor:
 def primals(*lead: int, seed: int = 0, keys: int = NK) -> tuple[Tensor, Tensor, Tensor]:
     shapes = ((B, H, NQ, D), (B, H, keys, D), (B, H, keys, DV))
     return tuple(draw(*lead, *shape, seed=seed + i) for i, shape in enumerate(shapes))  # type: ignore[return-value]
+
+
+def options(*x: Tensor, mask: Tensor | None = None, is_causal: bool = False, backend: str = "reference") -> Any:
+    """The options of a call, with the name of the implementation that serves it."""
+    problem = canonical(*x, mask, 0.0, is_causal, 0.7, False)
+    return 0.7, is_causal, select(problem, backend).name
 
 
 @pytest.fixture
@@ -71,22 +77,24 @@ def _op_arguments(keys: int) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     q, k, v = primals(keys=keys)
     t = primals(2, seed=5, keys=keys)
     mask = draw(1, 1, NQ, keys)
-    out, state = library.attention(q, k, v, mask, *OPTIONS)
-    unmasked = library.attention(q, k, v, None, *OPTIONS)
-    _, t_out, _, t_state = library.attention_dual(q, k, v, *t, mask, *OPTIONS)
+    masked, unmasked = options(q, k, v, mask=mask), options(q, k, v)
+    out, state = OP.forward.op(q, k, v, mask, *masked)
+    saved_unmasked = OP.forward.op(q, k, v, None, *unmasked)
+    _, t_out, _, t_state = OP.dual_forward.op(q, k, v, *t, mask, *masked)
     g, h = draw(*out.shape, seed=11), draw(2, *out.shape, seed=12)
     square = draw(B, H, keys, D, seed=13)
-    yield "attention", library.attention, (q, k, v, mask, *OPTIONS)
-    yield "attention native", library.attention, (q, k, square, None, 0.7, True, "auto")
-    yield "attention whole", library.attention, (q, k, square, None, 0.7, False, "auto")
-    yield "attention_backward", library.attention_backward, (g[None], q, k, v, mask, out, state, *OPTIONS)
-    yield "attention_backward many", library.attention_backward, (h, q, k, v, None, *unmasked, *OPTIONS)
-    yield "attention_dual", library.attention_dual, (q, k, v, *t, mask, *OPTIONS)
-    yield "attention_dual partial", library.attention_dual, (q, k, v, None, None, t[2], None, *OPTIONS)
+    native, whole = (options(q, k, square, is_causal=causal, backend="auto") for causal in (True, False))
+    yield "attention", OP.forward.op, (q, k, v, mask, *masked)
+    yield "attention native", OP.forward.op, (q, k, square, None, *native)
+    yield "attention whole", OP.forward.op, (q, k, square, None, *whole)
+    yield "attention_backward", OP.backward.op, (g[None], q, k, v, mask, out, state, *masked)
+    yield "attention_backward many", OP.backward.op, (h, q, k, v, None, *saved_unmasked, *unmasked)
+    yield "attention_dual", OP.dual_forward.op, (q, k, v, *t, mask, *masked)
+    yield "attention_dual partial", OP.dual_forward.op, (q, k, v, None, None, t[2], None, *unmasked)
     saved = (out, t_out, state, t_state)
-    yield "attention_dual_backward", library.attention_dual_backward, (g, h, q, k, v, *t, mask, *saved, *OPTIONS)
+    yield "attention_dual_backward", OP.dual_backward.op, (g, h, q, k, v, *t, mask, *saved, *masked)
     partial = (None, h, q, k, v, t[0], None, None, mask, *saved)
-    yield "attention_dual_backward partial", library.attention_dual_backward, (*partial, *OPTIONS)
+    yield "attention_dual_backward partial", OP.dual_backward.op, (*partial, *masked)
 
 
 @pytest.mark.parametrize(("name", "op", "args"), [pytest.param(*x, id=x[0]) for x in _op_arguments(LONG)])
@@ -160,8 +168,9 @@ def test_plain_attention_never_reaches_the_reference(calls: list[Any], length: i
 def test_probabilities_are_kept_where_rows_are_short(backend: str, keys: int) -> None:
     """What is kept never outgrows q and the output, so memory stays linear in the length."""
     q, k, v = primals(keys=keys)
-    _, state = library.attention(q, k, v, None, 0.7, False, backend)
-    _, _, same, t_state = library.attention_dual(q, k, v, *primals(1, seed=5, keys=keys), None, 0.7, False, backend)
+    chosen = options(q, k, v, backend=backend)
+    _, state = OP.forward.op(q, k, v, None, *chosen)
+    _, _, same, t_state = OP.dual_forward.op(q, k, v, *primals(1, seed=5, keys=keys), None, *chosen)
     assert state.shape == same.shape == t_state.shape[1:]
     if keys == NK:
         assert_close(state, torch.softmax(0.7 * q @ k.mT, -1), 1e-14)
@@ -227,14 +236,15 @@ def test_mask_gradient_under_vmap_is_right() -> None:
 def test_a_mask_gradient_is_never_silently_zero() -> None:
     """Where the fused rules are reached with a mask that requires grad, each of them raises."""
     x, mask = [y.requires_grad_() for y in primals()], draw(1, 1, NQ, NK).requires_grad_()
-    out, _ = AttentionFunction.apply(*x, mask, *OPTIONS)
+    chosen = options(*x, mask=mask)
+    out, _ = OP.forward.function.apply(*x, mask, *chosen)
     with pytest.raises(NotImplementedError, match="attn_mask"):
         out.sum().backward()
     _, tangent = attention_jvp(*x, primals(seed=5)[0], attn_mask=mask)
     with pytest.raises(NotImplementedError, match="attn_mask"):
         tangent.sum().backward()
-    out, lse = library.attention(*primals(), mask.detach(), *OPTIONS)
-    grads = AttentionBackwardFunction.apply(out[None], *x, mask, out, lse, *OPTIONS)
+    out, lse = OP.forward.op(*primals(), mask.detach(), *chosen)
+    grads = OP.backward.function.apply(out[None], *x, mask, out, lse, *chosen)
     with pytest.raises(NotImplementedError, match="attn_mask"):
         grads[0].sum().backward()
 

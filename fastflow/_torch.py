@@ -1,0 +1,123 @@
+"""Every private PyTorch call of the package, each with the reason why no public one will do.
+
+``tests/test_torch.py`` checks them one by one, so that a PyTorch upgrade fails there first. ATen's private operators
+are the subject of ``kernels/attention/aten.py`` and are called there.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch import eager_transforms
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def constant_when_traced(function: F) -> F:
+    """Let torch.compile call this function while it traces and treat the result as a constant.
+
+    ``torch.compiler.assume_constant_result`` sets the same attribute, but imports torch._dynamo, which takes a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_traced
+def inside_transform() -> bool:
+    """Return True inside any torch.func transform (vmap, grad, jvp, ...). There is no public query."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
+@constant_when_traced
+def transforms() -> tuple[str, ...]:
+    """Return the active torch.func transforms ("Vmap", "Grad", "Jvp", ...), outermost first."""
+    return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
+
+
+def forward_mode_active() -> bool:
+    """Return True inside ``forward_ad.dual_level`` or a jvp. There is no public query."""
+    return forward_ad._current_level >= 0
+
+
+def inside_jvp() -> bool:
+    """Return True inside ``torch.func.jvp``, and False inside a bare ``forward_ad.dual_level``."""
+    return eager_transforms.JVP_NESTING > 0
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """Return the values below all torch.func transforms, detached. There is no public way to read them."""
+    return _innermost(x).detach()
+
+
+def requires_grad_at_any_level(x: Tensor) -> bool:
+    """Return True if x requires grad at any level of nested torch.func transforms."""
+    while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad
+
+
+def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Run ``function`` one functorch level down and wrap its results again.
+
+    For a function whose innermost jvp is already handled: at that jvp's level every tensor would be wrapped once more.
+    """
+
+    def lowered(*args: Any) -> tuple[Tensor, ...]:
+        interpreter = retrieve_current_functorch_interpreter()
+        level = interpreter.level()
+        args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
+        with interpreter.lower():
+            outputs = function(*args)
+        return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
+
+    return lowered
+
+
+def apply(function: Any, *args: Any) -> Any:
+    """Call ``function.apply(*args)`` on an autograd.Function with all its arguments given.
+
+    Outside of transforms this skips default-argument binding, which costs about as much as a small matmul.
+    """
+    if inside_transform():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
+
+
+def can_skip_dispatcher(*args: Any) -> bool:
+    """Return True if the dispatcher would only pass these tensors on.
+
+    That is, no transform or dispatch mode is active, and every tensor has the dispatch keys of a fresh one: it is no
+    subclass and no zero tensor without memory.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    keys_of, fresh = torch._C._dispatch_keys, None
+    for x in args:
+        if isinstance(x, Tensor):
+            fresh = fresh or _fresh_keys(x.device.type)
+            if keys_of(x) != fresh:
+                return False
+    return True
+
+
+def foreach_lerp_(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
+    """Move each of starts toward its end, in one launch on a GPU; ``torch.lerp`` takes one tensor at a time."""
+    torch._foreach_lerp_(starts, ends, weight)
+
+
+def _innermost(x: Tensor) -> Tensor:
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x
+
+
+@functools.cache
+def _fresh_keys(device: str) -> "torch._C.DispatchKeySet":
+    with torch.inference_mode(False):
+        return torch._C._dispatch_keys(torch.empty(0, device=device))
