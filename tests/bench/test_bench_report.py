@@ -10,6 +10,7 @@ from bench.harness.slope import slope
 from bench.report import build as report
 from bench.report.__main__ import main
 from bench.report.markdown import number
+from bench.report.pictures import draw
 from bench.report.readme import BEGIN, END, NO_GPU, NOTHING
 from bench.report.relabel import missing, relabel
 from bench.report.table import SUITES, devices, is_gpu
@@ -57,6 +58,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(results, "RESULTS", path)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "draw", lambda table, stem: [])
     report.README.write_text(f"# before\n{BEGIN}\nold\n{END}\nafter\n")
     return tmp_path
 
@@ -194,8 +196,9 @@ def test_checks_stand_on_the_page(folder):
     assert "same bits" in results.path_of(CPU).with_suffix(".md").read_text()
 
 
-def test_pictures_are_drawn_and_shown(folder):
+def test_pictures_are_drawn_and_shown(folder, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "draw", draw)
     text = readme_for([*pair(CPU, JOINT), *scaling(CPU)])
     for name in ("bars", "scaling"):
         picture = folder / "bench" / "results" / f"some-cpu-2-threads-{name}.png"
@@ -204,10 +207,11 @@ def test_pictures_are_drawn_and_shown(folder):
 
 
 def test_without_matplotlib_the_rest_is_written(folder, monkeypatch, capsys):
-    def missing(name):
+    def absent(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setattr(report, "draw", draw)
+    monkeypatch.setattr("importlib.import_module", absent)
     text = readme_for(pair(CPU, JOINT))
     assert "pip install 'fastflow[train]'" in capsys.readouterr().err
     assert JOINT.label in text

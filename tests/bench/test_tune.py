@@ -60,7 +60,7 @@ def test_only_what_is_right_is_timed(monkeypatch):
 def test_the_launch_is_that_of_the_direction(direction, monkeypatch):
     """On tensors that it fills anew, with the configuration that it is given."""
     x = kernel(direction)
-    launch = tune.launcher(x, x.subject(), FAST)
+    launch = tune.launcher(x, x.subject(Hq=1, Hk=1, Nq=5, Nk=7), FAST)
     name = {"f": "_dual_forward_kernel", "k": "_dual_dkdv_kernel", "q": "_dual_dq_kernel"}[direction.strip("d")[0]]
     seen = []
 

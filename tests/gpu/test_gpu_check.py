@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from bench.harness import rows as results
 from bench.harness.checks import Finding, Setting, workers
+from bench.harness.subjects import flow_step
 from bench.report.correctness import check_lines
 from fastflow.kernels.attention import forward
 from fastflow.kernels.divergence import reduce
@@ -24,6 +25,7 @@ from tests.gpu import memory, numbers, parts, suites
 from tests.gpu.parts import Case, Part
 
 DRY = Setting(DEVICE, dry=True)
+QUICK = ("-p", "no:unraisableexception", "-p", "no:threadexception")  # which collect garbage for half a second
 
 
 def found(cases: list[Case], prefix: str) -> list[Finding]:
@@ -112,6 +114,9 @@ def test_what_is_not_written_or_written_outside_is_seen(monkeypatch, beyond):
 
     assert not faults(memory.guard_zones(DRY), "flow step float16 drawn=False")
     monkeypatch.setattr(interpolate, "interpolate", careless)
+    monkeypatch.setattr(
+        memory, "every_launcher", lambda setting, dtype, width: [flow_step(setting, dtype, drawn=False)]
+    )
     part = Part("guard zones", "tests.gpu.memory")
     row = parts.run(part, DRY)
     assert row["verdict"] == parts.FAIL
@@ -131,7 +136,7 @@ def test_tests_become_findings(tmp_path):
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\ndef test_c(): pytest.skip('no reason')\n"
     )
     (tmp_path / "test_broken.py").write_text("import nothing_of_that_name\n")
-    findings = suites.Shard(DRY).run(str(tmp_path))
+    findings = suites.Shard(DRY).run(str(tmp_path), *QUICK)
     by_name = {x.name.rpartition("::")[2]: x for x in findings}
     assert by_name["test_a"] == (by_name["test_a"].name, 0.0, "")
     assert by_name["test_b"].is_fault
@@ -144,14 +149,14 @@ def test_shards_are_the_whole(tmp_path):
     (tmp_path / "test_many.py").write_text(
         "import pytest\n@pytest.mark.parametrize('i', range(7))\ndef test_it(i): pass\n"
     )
-    names = [x.name for n in range(3) for x in suites.Shard(DRY, n, 3).run(str(tmp_path))]
+    names = [x.name for n in range(3) for x in suites.Shard(DRY, n, 3).run(str(tmp_path), *QUICK)]
     assert len(names) == len(set(names)) == 7
 
 
 def test_tests_stop_when_there_is_no_time(tmp_path):
     (tmp_path / "test_late.py").write_text("def test_a(): pass\ndef test_b(): pass\n")
     late = Setting(DEVICE, dry=True, deadline=time.monotonic() - 1)
-    assert [x[1:] for x in suites.Shard(late).run(str(tmp_path))] == [(None, "out of time")]
+    assert [x[1:] for x in suites.Shard(late).run(str(tmp_path), *QUICK)] == [(None, "out of time")]
 
 
 def _interrupt() -> list[Finding]:
