@@ -33,15 +33,15 @@ def _tiled(case: Any, tile: tuple[int, int, int, int]) -> Any:
     return dataclasses.replace(case, constants=constants, num_warps=num_warps, num_stages=num_stages)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", default=report.families())
     parser.add_argument("--case", help="regular expression on 'family case arch': print JSON rows, write nothing")
     parser.add_argument(
-        "--tile", action="append", type=_tile, metavar="M,N,WARPS,STAGES", help="with --case: not the table's"
+        "--tile", action="append", type=_tile, metavar="M,N,WARPS,STAGES", help="with --case: in place of the table's"
     )
-    parser.add_argument("--allow-growth", action="store_true", help="write even where a spill count grew")
-    args = parser.parse_args()
+    parser.add_argument("--allow-growth", action="store_true", help="write even if a spill count grew")
+    args = parser.parse_args(arguments)
     if args.tile and not args.case:
         parser.error("--tile needs --case")
 

@@ -1,9 +1,5 @@
 """The instruction budget: what is read from machine code, what the model makes of it, and the committed table."""
 
-import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -263,28 +259,6 @@ def test_committed_loops_multiply_what_the_mathematics_multiplies(committed):
 def test_flops_of_the_mathematics(name, constants, gemms):
     tile = {"BLOCK_M": 32, "BLOCK_N": 128, "HEAD_DIM": 72}
     assert model.math_flops(SimpleNamespace(name=name, constants=tile | constants)) == gemms * 2 * 32 * 128 * 72
-
-
-@pytest.mark.slow
-def test_live_loops_multiply_what_the_mathematics_multiplies(committed):
-    cases = "forward D 64 bf16|forward D 72 bf16|dkdv-joint D 64 bf16 4 query heads.*|forward-plain D 64 fp32"
-    command = ["attention", "--case", f" ({cases}) sm_90$", "--tile", "64,32,4,2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.compiler", *command],
-        cwd=compile_report.ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = {row["case"]: row["budget"] for row in map(json.loads, done.stdout.splitlines())}
-    product = 2 * 64 * 32  # times the head dim
-    assert {name: (x["tensor_flops"], x["math_flops"]) for name, x in found.items()} == {
-        "forward D 64 bf16": (6 * product * 64, 6 * product * 64),
-        "forward D 72 bf16": (6 * product * 80, 6 * product * 72),
-        "dkdv-joint D 64 bf16 4 query heads a key head": (12 * product * 64, 12 * product * 64),
-        "forward-plain D 64 fp32": (3 * 2 * product * 64, 2 * product * 64),
-    }, done.stderr
 
 
 def row():

@@ -1,6 +1,7 @@
 """The GPU check runs without one, finds what is broken, and keeps what it had found when it is stopped."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,11 +51,20 @@ def break_forward(monkeypatch, wrong: Callable[..., bool]) -> None:
     monkeypatch.setattr(forward, "dual_forward", broken)
 
 
+@pytest.fixture
+def foreign(tmp_path):
+    """An environment with another package named ``tests`` on the path, as the wheel of flow_matching installs one."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").write_text("raise ImportError('not the tests of fastflow')\n")
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
 @pytest.mark.slow
-def test_every_part_runs_dry():
+def test_every_part_runs_dry_beside_another_package_named_tests(foreign):
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu", "--dry-run"],
         cwd=results.ROOT,
+        env=foreign,
         capture_output=True,
         text=True,
         check=False,
@@ -64,6 +74,23 @@ def test_every_part_runs_dry():
     for name, lines in verdicts.items():
         assert len(lines) == 1, (name, done.stdout)
         assert lines[0].split()[len(name.split())] in ("pass", "skipped")
+
+
+def test_pytest_starts_beside_another_package_named_tests(foreign, tmp_path):
+    """By a script, as the command ``pytest`` is one: the current folder is not on the path."""
+    script = tmp_path / "run.py"
+    script.write_text("import sys, pytest\nsys.exit(pytest.main())\n")
+    done = subprocess.run(
+        [sys.executable, script, "tests/bench/test_live_compilation.py", "bench", "--collect-only", "-q"],
+        cwd=results.ROOT,
+        env=foreign,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_live_loops" in done.stdout
+    assert "bench/suites/test_attention.py" in done.stdout
 
 
 def test_a_wrong_factor_exceeds_its_budget(monkeypatch):
