@@ -53,15 +53,19 @@ class Shard:
 
 def op_tests(setting: Setting) -> list[Case]:
     """Run ``tests/ops`` and ``tests/kernels`` without the tests marked slow."""
-    some = ("-k", "a_gpu_draws or known_answers") if setting.dry else ()
-    count = 1 if setting.dry else setting.workers * _SHARDS_A_WORKER
-    return _shards(setting, count, "ops", "kernels", options=("-m", "not slow", *some))
+    options = ("-m", "not slow")
+    if setting.dry:
+        options += ("-k", "a_gpu_draws or known_answers")
+        return _shards(setting, 1, "ops/test_random.py", "kernels/noise", options=options)
+    return _shards(setting, setting.workers * _SHARDS_A_WORKER, "ops", "kernels", options=options)
 
 
 def compiled_tests(setting: Setting) -> list[Case]:
     """Run the tests of ``tests/ops`` marked slow, mostly Inductor around the kernels with the backward."""
-    some = ("-k", "forward_over_attention_jvp") if setting.dry else ()
-    return _shards(setting, 2 * setting.workers, "ops", options=("-m", "slow", *some))
+    options = ("-m", "slow")
+    if setting.dry:
+        return _shards(setting, 1, "ops/attention", options=(*options, "-k", "forward_over_attention_jvp"))
+    return _shards(setting, 2 * setting.workers, "ops", options=options)
 
 
 def _shards(setting: Setting, count: int, *folders: str, options: tuple[str, ...]) -> list[Case]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from fastflow.kernels.divergence import reduce
 from fastflow.kernels.flow_step import interpolate
 from tests.compare import DEVICE, share_of_budget
 from tests.gpu import __main__ as gpu_check
+from tests.gpu import fakes as fake_parts
 from tests.gpu import memory, numbers, parts, suites
 from tests.gpu.parts import Case, Part
 
@@ -76,6 +76,7 @@ def test_every_part_runs_dry_beside_another_package_named_tests(foreign):
         assert lines[0].split()[len(name.split())] in ("pass", "skipped")
 
 
+@pytest.mark.slow
 def test_pytest_starts_beside_another_package_named_tests(foreign, tmp_path):
     """By a script, as the command ``pytest`` is one: the current folder is not on the path."""
     script = tmp_path / "run.py"
@@ -186,32 +187,11 @@ def test_tests_stop_when_there_is_no_time(tmp_path):
     assert [x[1:] for x in suites.Shard(late).run(str(tmp_path), *QUICK)] == [(None, "out of time")]
 
 
-def _interrupt() -> list[Finding]:
-    raise KeyboardInterrupt
-
-
-def _raise() -> list[Finding]:
-    raise ValueError("no such thing")
-
-
-def _good(setting: Setting) -> list[Case]:
-    return [Case("one", lambda: [Finding("one", 0.25)]), Case("two", lambda: [Finding("two", None, "not here")])]
-
-
-def _bad(setting: Setting) -> list[Case]:
-    return [Case("raises", _raise), Case("fine", lambda: [Finding("fine", 0.5)])]
-
-
-def _cut(setting: Setting) -> list[Case]:
-    return [Case("first", lambda: [Finding("first", 0.5)]), Case("second", _interrupt)]
-
-
 @pytest.fixture
 def fakes(monkeypatch, tmp_path):
     """Known parts, and an empty folder of results."""
-    monkeypatch.setitem(sys.modules, "fake_parts", SimpleNamespace(good=_good, bad=_bad, cut=_cut))
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    return tuple(Part(name, "fake_parts") for name in ("good", "bad", "cut"))
+    return tuple(Part(name, "tests.gpu.fakes") for name in ("good", "bad", "cut"))
 
 
 def test_rows_are_kept_as_they_come(fakes, monkeypatch):
@@ -231,7 +211,7 @@ def test_rows_are_kept_as_they_come(fakes, monkeypatch):
     page = results.path_of(device).with_suffix(".md").read_text()
     for row in rows:
         assert f"| {row['check']} | {row['verdict']} |" in page
-    monkeypatch.setitem(sys.modules, "fake_parts", SimpleNamespace(bad=_good))
+    monkeypatch.setattr(fake_parts, "bad", fake_parts.good)
     assert gpu_check.check([bad], DRY, record=True)
     assert "| bad | pass |" in "\n".join(check_lines(results.read_checks(device)))
 
@@ -249,12 +229,16 @@ def test_a_part_stops_when_there_is_no_time(fakes):
 @pytest.mark.slow
 def test_processes_of_their_own_find_the_same():
     setting = Setting(DEVICE, dry=True, workers=2)
-    part = Part("guard zones", "tests.gpu.memory", parallel=True)
+    good, bad, told = (Part(name, "tests.gpu.fakes", parallel=True) for name in ("good", "bad", "workers"))
     with workers(setting) as pool:
-        row = parts.run(part, setting, pool)
-        late = parts.run(part, Setting(DEVICE, dry=True, deadline=time.monotonic() - 1, workers=2), pool)
-    alone = parts.run(part, DRY)
-    assert (row["verdict"], row["tried"]) == (alone["verdict"], alone["tried"]) == ("pass", alone["tried"])
+        rows = [parts.run(part, setting, pool) for part in (good, bad, told)]
+        late = parts.run(told, Setting(DEVICE, dry=True, deadline=time.monotonic() - 1, workers=2), pool)
+    for row, part in zip(rows, (good, bad)):
+        alone = parts.run(part, DRY)
+        assert all(row[name] == alone[name] for name in ("check", "verdict", "tried", "faults", "worst"))
+        assert sorted(row["remarks"]) == sorted(alone["remarks"])
+    assert (rows[2]["verdict"], rows[2]["tried"]) == ("pass", 6)
+    assert f"process {os.getpid()}" not in rows[2]["remarks"]
     assert late["verdict"] == "stopped"
 
 
