@@ -1,17 +1,17 @@
-"""``record``: measures a case, shows its rows, and with --record keeps them. pytest-benchmark keeps the rest."""
+"""The fixture ``record``: measure a case, print its rows, and keep them with --record."""
 
 import pytest
 import torch
 
-from bench import _rows
-from bench._case import is_own
-from bench._measure import measure
-from bench._timing import synchronize
+from bench.harness.case import is_own
+from bench.harness.measure import measure
+from bench.harness.rows import append
+from bench.harness.timing import synchronize
 
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="append rows to bench/results/<device>.jsonl")
-    parser.addoption("--full", action="store_true", help="the whole grids, far beyond eight minutes of a GPU")
+    parser.addoption("--full", action="store_true", help="whole grids, which take longer than eight minutes on a GPU")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -22,19 +22,21 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def record(benchmark, request):
-    """Times every way of a case against its baseline; fastflow's own goes into pytest-benchmark's table too, so that
-    ``--benchmark-compare`` tells one commit from another."""
+    """Time every way of a case against its baseline.
+
+    fastflow's way also goes into pytest-benchmark's table, so that ``--benchmark-compare`` can compare commits.
+    """
 
     def run(case):
         torch.compiler.reset()  # Dynamo gives up on a function after eight shapes
         rows = measure(case)
         if request.config.getoption("--record"):
-            _rows.append(rows)
+            append(rows)
         benchmark.extra_info["rows"] = rows
         own = next(name for name in reversed(case.ways) if is_own(name))
         benchmark.pedantic(finished, args=(case.ways[own].call,), rounds=3)
         with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-            print("\n" + shown(case.title, rows))
+            print("\n" + shown(case.entry.title, rows))
 
     return run
 
@@ -45,7 +47,7 @@ def finished(call):
 
 
 def shown(title, rows):
-    """A table: how long, how often as fast as the baseline, how far from the roof, how much memory, how wrong."""
+    """Return a table as text: time, speed over the baseline, share of the roof, peak memory and error."""
     lines = [
         f"  {r['implementation']:<22} {r['launch']:<6} {r['ms']:10.3f} ms {r['times_as_fast']:6.2f} x"
         f" {r['roof_share']:6.1%} of {r['bound']:<5} {r['peak_mb']:9.1f} MiB  error {r['error']:.0e}"

@@ -9,11 +9,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import _measure, _rows, _timing, roofline
-from bench._case import Case, Way, WrongResultError, relative_error, verify
-from bench._measure import measure
-from bench._memory import peak_bytes
-from bench._models import digits_dit
+from bench.harness import measure as measuring
+from bench.harness import roofline, timing
+from bench.harness import rows as results
+from bench.harness.case import Case, Entry, Way, WrongResultError, relative_error, verify
+from bench.harness.measure import measure
+from bench.harness.memory import peak_bytes
+from bench.suites.models import digits_dit
 from fastflow.nn import dit
 
 X = torch.linspace(1, 2, 1000)
@@ -33,10 +35,7 @@ def no_compiler():
 
 def case(**ways: Way) -> Case:
     return Case(
-        op="sum",
-        mode="forward",
-        shape=(1000,),
-        dtype=torch.float32,
+        Entry(op="sum", mode="forward", shape=(1000,), dtype=torch.float32),
         ways=ways,
         truth=lambda: (X.double(), X.double().sum()),
         budget=1e-4,
@@ -51,7 +50,7 @@ def with_factor(factor: float, **ways: Way) -> Case:
 @pytest.fixture
 def slow_roofs(monkeypatch):
     """1 TFLOP/s and 1 GB/s, so that no test waits for the measured ones."""
-    monkeypatch.setattr("bench._measure.roof", lambda dtype: roofline.Roof(1e12, 1e9))
+    monkeypatch.setattr("bench.harness.measure.roof", lambda dtype: roofline.Roof(1e12, 1e9))
 
 
 # verify
@@ -133,23 +132,23 @@ def test_errors_are_relative_where_the_truth_is_not_zero():
 
 def test_ways_are_called_in_turn_and_every_other_round_backwards():
     calls = []
-    seconds = _timing.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, warmup=1)
+    seconds = timing.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, warmup=1)
     assert calls == list("baabbaab")
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
 def test_percentiles_are_milliseconds():
-    assert _timing.percentiles([0.001 * s for s in range(11)]) == pytest.approx((2, 5, 8))
+    assert timing.percentiles([0.001 * s for s in range(11)]) == pytest.approx((2, 5, 8))
 
 
 def test_a_ratio_is_taken_round_by_round():
-    assert _timing.ratio({"a": [1, 10, 100], "b": [2, 20, 200]}, "a", "b") == 0.5
+    assert timing.ratio({"a": [1, 10, 100], "b": [2, 20, 200]}, "a", "b") == 0.5
 
 
 def test_the_number_of_rounds_is_bounded(monkeypatch):
     ticks = iter(range(100))
-    monkeypatch.setattr(_timing.time, "perf_counter", lambda: next(ticks))
-    assert [_timing.rounds_for(lambda: None, seconds) for seconds in (2, 20, 200)] == [5, 20, 100]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
+    assert [timing.rounds_for(lambda: None, seconds) for seconds in (2, 20, 200)] == [5, 20, 100]
 
 
 # memory
@@ -181,8 +180,8 @@ def test_a_case_becomes_rows(slow_roofs):
 
 def test_on_a_gpu_every_way_that_can_be_captured_is_timed_as_a_graph_too(slow_roofs, monkeypatch):
     both = case(eager=way(1), fastflow=way(1))
-    monkeypatch.setattr(_measure, "CUDA", True)
-    monkeypatch.setattr(_measure, "_graph", lambda call: None if call is both.ways["eager"].call else call)
+    monkeypatch.setattr(measuring, "CUDA", True)
+    monkeypatch.setattr(measuring, "_graph", lambda call: None if call is both.ways["eager"].call else call)
     rows = measure(both)
     assert [(r["implementation"], r["launch"]) for r in rows] == [
         ("eager", "eager"),
@@ -197,28 +196,28 @@ def test_on_a_gpu_every_way_that_can_be_captured_is_timed_as_a_graph_too(slow_ro
 def test_a_failed_capture_leaves_stream_and_generator_usable(monkeypatch):
     cuda = mock.MagicMock()
     cuda.current_device.return_value = 0
-    monkeypatch.setattr(_measure, "captured", mock.Mock(side_effect=torch.OutOfMemoryError))
+    monkeypatch.setattr(measuring, "captured", mock.Mock(side_effect=torch.OutOfMemoryError))
     monkeypatch.setattr(torch, "cuda", cuda)
-    assert _measure._graph(lambda: None) is None
+    assert measuring._graph(lambda: None) is None
     cuda.set_stream.assert_called_once_with(cuda.default_stream.return_value)
     generator = cuda.default_generators[0]
     generator.graphsafe_set_state.assert_called_once_with(generator.clone_state.return_value)
 
 
 def test_the_newest_row_of_a_key_is_read_back(slow_roofs, tmp_path, monkeypatch):
-    monkeypatch.setattr(_rows, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     old = measure(case(eager=way(1), fastflow=way(1)))
     new = [{**row, "ms": 0.5} for row in old]
     tuned = [{**new[0], "config": {"block_m": m}} for m in (64, 128)]
-    _rows.append([*old, *new, *tuned])
-    assert _rows.read() == _rows.read(old[0]["device"]) == [*new, *tuned]
-    assert _rows.read("another device") == []
+    results.append([*old, *new, *tuned])
+    assert results.read() == results.read(old[0]["device"]) == [*new, *tuned]
+    assert results.read("another device") == []
 
 
 def test_what_is_no_measurement_is_no_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(_rows, "RESULTS", tmp_path)
-    _rows.append([{"device": "a CPU", "check": "guard zones"}])
-    assert _rows.read() == []
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    results.append([{"device": "a CPU", "check": "guard zones"}])
+    assert results.read() == []
 
 
 # roofs and floors

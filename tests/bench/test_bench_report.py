@@ -5,21 +5,29 @@ import re
 
 import pytest
 
-from bench import _rows, report
-from bench._lines import LINES, TVM
-from bench._readme import BEGIN, END, NO_GPU, NOTHING
-from bench._slope import slope
-from bench._table import Table, devices, number
+from bench.harness import rows as results
+from bench.harness.slope import slope
+from bench.report import build as report
+from bench.report.__main__ import main
+from bench.report.markdown import number
+from bench.report.pictures import draw
+from bench.report.readme import BEGIN, END, NO_GPU, NOTHING
+from bench.report.relabel import missing, relabel
+from bench.report.table import SUITES, devices, is_gpu
+from bench.suites.entries import entries
+from bench.suites.test_attention import TVM
 
 CPU, GPU = "Some CPU, 2 threads", "NVIDIA H100"
-JOINT = next(line for line in LINES if line.mode == TVM and line.dtype == "float32")
-GPU_JOINT = next(line for line in LINES if line.mode == TVM and line.dtype == "bfloat16")
+JOINT, GPU_JOINT = (
+    next(e for e in entries(cuda) if e.op == "attention" and e.mode == TVM and e.readme) for cuda in (False, True)
+)
 
 
-def row(device, line, implementation, ms, **fields):
+def row(device, entry, implementation, ms, **fields):
     return {
-        **{name: getattr(line, name) for name in ("op", "mode", "dtype", "baseline")},
-        "shape": list(line.shape),
+        **entry.key,
+        **entry.listing,
+        "baseline": next(iter(entry.baselines), "math"),
         **{"implementation": implementation, "launch": "eager"},
         **{"ms": ms, "ms_p20": 0.9 * ms, "ms_p80": 1.1 * ms, "rounds": 7, "times_as_fast": round(100 / ms, 3)},
         **{"tflops": 12.5, "gbps": 250.0, "roof_share": 0.25, "bound": "flops", "roof_tflops": 50.0, "roof_gbps": 1e3},
@@ -31,30 +39,32 @@ def row(device, line, implementation, ms, **fields):
 
 
 def pair(device, line, ms=40.0, **fields):
-    return [row(device, line, line.baseline, 100.0, **fields), row(device, line, line.implementation, ms, **fields)]
+    return [row(device, line, name, time, **fields) for name, time in ((line.baselines[0], 100.0), ("fastflow", ms))]
 
 
 def scaling(device):
     for n in (256, 512, 1024):
         for name, power in (("math", 2), ("fastflow", 1)):
             fields = {"op": "scaling attention", "mode": "forward + jvp + joint backward", "shape": [1, 4, n, 64]}
+            fields |= {"label": "attention's joint backward", "baselines": [], "readme": []}
             yield row(device, JOINT, name, 1e-3 * n**2, peak_mb=1e-2 * n**power, **fields)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A repository of a README with the marks and no rows."""
-    results = tmp_path / "bench" / "results"
-    results.mkdir(parents=True)
-    monkeypatch.setattr(_rows, "ROOT", tmp_path)
-    monkeypatch.setattr(_rows, "RESULTS", results)
+    path = tmp_path / "bench" / "results"
+    path.mkdir(parents=True)
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", path)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "draw", lambda table, stem: [])
     report.README.write_text(f"# before\n{BEGIN}\nold\n{END}\nafter\n")
     return tmp_path
 
 
 def readme_for(rows):
-    _rows.append(rows)
+    results.append(rows)
     report.write()
     return report.README.read_text()
 
@@ -76,9 +86,11 @@ def test_the_table_names_the_ratio_the_memory_the_command_and_the_machine(folder
     text = readme_for(pair(CPU, JOINT))
     assert (
         line_of(text, JOINT.label)
-        == f"| {JOINT.label} | math | 2.50 | 0.12 (8.00 / 64.0 MiB) | `pytest bench/test_attention.py` |"
+        == f"| {JOINT.label} | math | 2.50 | 0.12 (8.00 / 64.0 MiB) | `pytest bench/suites/test_attention.py` |"
     )
-    assert f"**{CPU}**; PyTorch 2.11.0, Triton 3.6.0, Python 3.12.1; 2026-01-02, commit abc. Medians of 7" in text
+    assert (
+        f"**{CPU}**; PyTorch 2.11.0, Triton 3.6.0, Python 3.12.1; 2026-01-02, commit abc. Medians of 7 or more" in text
+    )
     assert NO_GPU in text
     assert text.startswith("# before\n")
     assert text.endswith("\nafter\n")
@@ -86,15 +98,15 @@ def test_the_table_names_the_ratio_the_memory_the_command_and_the_machine(folder
 
 def test_a_figure_edited_by_hand_is_seen(folder, capsys):
     text = readme_for(pair(CPU, JOINT))
-    assert report.main(["--check"]) == 0
+    assert main(["--check"]) == 0
     report.README.write_text(text.replace("2.50", "3.50"))
-    assert report.main(["--check"]) == 1
+    assert main(["--check"]) == 1
     assert "README.md is not what the rows give" in capsys.readouterr().out
 
 
 def test_a_page_edited_or_missing_is_seen(folder):
     readme_for(pair(CPU, JOINT))
-    page = _rows.path_of(CPU).with_suffix(".md")
+    page = results.path_of(CPU).with_suffix(".md")
     assert report.stale() == []
     page.write_text(page.read_text().replace("40.0", "39.0"))
     assert report.stale() == [page]
@@ -106,7 +118,7 @@ def test_a_new_row_replaces_the_old_one_everywhere(folder):
     readme_for(pair(CPU, JOINT, ms=40))
     text = readme_for(pair(CPU, JOINT, ms=200))
     assert "| 0.50 |" in line_of(text, JOINT.label)
-    assert f"Below 1 ({JOINT.label}): {JOINT.reason}." in text
+    assert f"Below 1 ({JOINT.label}) because {JOINT.reason}." in text
 
 
 def test_a_gpu_has_its_own_table_with_roof_graphs_and_flash(folder):
@@ -136,7 +148,7 @@ def test_a_baseline_that_is_not_the_rows_own_is_compared_by_medians(folder):
 
 def test_the_page_has_every_row_the_roofs_and_the_growth(folder):
     readme_for([*pair(CPU, JOINT), *scaling(CPU)])
-    page = _rows.path_of(CPU).with_suffix(".md").read_text()
+    page = results.path_of(CPU).with_suffix(".md").read_text()
     assert "| float32 | 50.0 | 1000 |" in page
     assert "| math | eager | 100 | 90.0 – 110 | 1.00 | 12.5 | 250 | 25% of flops | 64.0 | 3e-07 |" in page
     assert re.search(r"joint backward \| math \| 256 … 1024 \| 2.00 \| 2.00 \|", page)
@@ -147,8 +159,8 @@ def test_the_page_has_every_row_the_roofs_and_the_growth(folder):
 def test_the_readme_tells_how_memory_grows(folder):
     graphs = [{**r, "launch": "graph", "peak_mb": 1.0} for r in scaling(CPU)]
     text = readme_for([*pair(CPU, JOINT), *scaling(CPU), *graphs])
-    assert "From N 256 to 1024" in text
-    assert "grows as N^2.00 in math, N^1.00 in fastflow" in text
+    assert "From N = 256 to 1024, the peak memory of attention's joint backward" in text
+    assert "grows as N^2.00 in math and as N^1.00 in fastflow" in text
 
 
 def test_the_largest_batches_stand_in_the_readme_and_on_the_page(folder):
@@ -156,10 +168,12 @@ def test_the_largest_batches_stand_in_the_readme_and_on_the_page(folder):
     largest = [row(GPU, GPU_JOINT, *way, **fields) for way in (("math", 9.0), ("fastflow", 8.0))]
     for r, batch in zip(largest, (96, 320)):
         r["batch"] = batch
+        for name in GPU_JOINT.listing:
+            del r[name]
         del r["times_as_fast"], r["roof_share"], r["roof_tflops"], r["peak_mb"]  # as test_training.py writes it
     text = readme_for([*pair(GPU, GPU_JOINT), *largest])
-    assert "The largest batch that fits, DiT-B/2, TVM: 96 in math, 320 in fastflow." in text
-    page = _rows.path_of(GPU).with_suffix(".md").read_text()
+    assert "Largest batch that fits, DiT-B/2, TVM: 96 with math, 320 with fastflow." in text
+    page = results.path_of(GPU).with_suffix(".md").read_text()
     assert "| DiT-B/2, TVM | fastflow | 320 | 900 |" in page
 
 
@@ -173,17 +187,18 @@ def test_checks_stand_on_the_page(folder):
         "remarks": [],
         "seconds": 1.0,
     }
-    _rows.append([{**row(CPU, JOINT, "x", 1.0), **check, "torch": "2.11.0"}])
-    with _rows.path_of(CPU).open() as file:
+    results.append([{**row(CPU, JOINT, "x", 1.0), **check, "torch": "2.11.0"}])
+    with results.path_of(CPU).open() as file:
         rows = [json.loads(line) for line in file]
     del rows[0]["implementation"]
-    _rows.path_of(CPU).write_text(json.dumps(rows[0]) + "\n")
+    results.path_of(CPU).write_text(json.dumps(rows[0]) + "\n")
     readme_for(pair(CPU, JOINT))
-    assert "same bits" in _rows.path_of(CPU).with_suffix(".md").read_text()
+    assert "same bits" in results.path_of(CPU).with_suffix(".md").read_text()
 
 
-def test_pictures_are_drawn_and_shown(folder):
+def test_pictures_are_drawn_and_shown(folder, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "draw", draw)
     text = readme_for([*pair(CPU, JOINT), *scaling(CPU)])
     for name in ("bars", "scaling"):
         picture = folder / "bench" / "results" / f"some-cpu-2-threads-{name}.png"
@@ -192,10 +207,11 @@ def test_pictures_are_drawn_and_shown(folder):
 
 
 def test_without_matplotlib_the_rest_is_written(folder, monkeypatch, capsys):
-    def missing(name):
+    def absent(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setattr(report, "draw", draw)
+    monkeypatch.setattr("importlib.import_module", absent)
     text = readme_for(pair(CPU, JOINT))
     assert "pip install 'fastflow[train]'" in capsys.readouterr().err
     assert JOINT.label in text
@@ -213,12 +229,66 @@ def test_gpus_come_first_then_the_newest():
     assert devices(rows) == [GPU, "a", CPU]
 
 
-def test_no_case_stands_in_the_readme_twice():
-    keys = [(x.op, x.mode, x.shape, x.dtype, x.implementation, x.baseline) for x in LINES]
-    assert len(set(keys)) == len(keys)
-    cases = {(x.label, x.op, x.mode, x.shape, x.dtype) for x in LINES}
-    assert len(cases) == len({x.label for x in LINES}), "one label, two cases"
-    assert all(Table([], CPU).row(line, "fastflow") is None for line in LINES)
+@pytest.mark.parametrize("cuda", [False, True], ids=["CPU", "GPU"])
+def test_every_case_is_listed_once_and_six_in_the_readme(cuda):
+    found = {json.dumps(e.key): e for e in entries(cuda)}
+    listed = [e for e in found.values() if e.label]
+    compared = [e.label for e in listed if e.baselines]
+    assert len(set(compared)) == len(compared), "one label, two cases"
+    assert {e.op for e in found.values()} <= set(SUITES)
+    assert sum(len(e.readme) for e in listed) == 6
+    assert all(set(e.readme) <= set(e.baselines) for e in listed)
+    assert all(len(set(e.baselines)) == len(e.baselines) for e in listed)
+
+
+def test_every_listed_row_is_that_of_a_case_and_every_listed_case_has_its_row():
+    rows = results.read()
+    for device in devices(rows):
+        found = missing((row for row in rows if row["device"] == device), is_gpu(device))
+        assert found == [], "measure again, or run python -m bench.report --relabel"
+
+
+@pytest.mark.parametrize("field", ["mode", "label", "op", "dtype", "reason", "baselines", "readme", "yardstick"])
+def test_a_case_that_is_renamed_is_seen(field):
+    rows = [row(CPU, e, "fastflow", 1.0) for e in entries(False)]
+    assert missing(rows, False) == []
+    index = next(i for i, e in enumerate(entries(False)) if e == JOINT)
+    rows[index][field] = "another"
+    assert len(missing(rows, False)) == 2
+
+
+def test_rows_are_relabelled_and_their_measurements_kept(folder):
+    old = [{name: value for name, value in r.items() if name not in JOINT.listing} for r in pair(CPU, JOINT)]
+    results.append(old)
+    assert missing(results.read(), False) != []
+    relabel()
+    assert results.read() == [r | JOINT.listing for r in old]
+
+
+def test_the_readme_shows_six_rows_of_a_device_and_the_page_all(folder):
+    rows = [row(CPU, e, name, 1.0) for e in entries(False) if e.label for name in ("fastflow", *e.baselines)]
+    text, page = readme_for(rows), results.path_of(CPU).with_suffix(".md").read_text()
+    labels = {e.label: bool(e.readme) for e in entries(False) if e.baselines}
+    assert {label: f"| {label} |" in text for label in labels} == labels
+    assert all(f"| {label} |" in page for label in labels)
+    assert len([line for line in text.splitlines() if line.endswith("` |")]) == 6
+
+
+def test_the_readme_shows_attention_first_and_the_flow_step_last(folder):
+    text = readme_for(
+        [row(CPU, e, name, 1.0) for e in entries(False) if e.label for name in ("fastflow", *e.baselines)]
+    )
+    whats = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.endswith("` |")]
+    assert [what.split(",")[0] for what in whats] == [
+        *("attention", "attention", "divergence", "training step", "flow step", "flow step"),
+    ]
+
+
+def test_slower_without_a_reason_is_told(folder, capsys):
+    entry = next(e for e in entries(False) if e.baselines and not e.reason)
+    results.append(pair(CPU, entry, ms=200.0))
+    report.write()
+    assert f"{entry.label} is slower than {entry.baselines[0]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import dataclasses
 import pytest
 import torch
 
-from bench import test_attention as attention
-from bench import test_divergence as divergence
-from bench import test_flow_step as flow_step
-from bench._case import is_own, verify
+from bench.harness.case import is_own, verify
+from bench.suites import test_attention as attention
+from bench.suites import test_divergence as divergence
+from bench.suites import test_flow_step as flow_step
 
 GPU, REST, CPU = (list(problems()) for problems in (attention.on_gpu, attention.rest_on_gpu, attention.on_cpu))
 LARGEST = {"none": 48, "causal": 32, "bool": 32, "additive": 32}
@@ -75,8 +75,9 @@ def test_the_flow_step_draws_new_noise_in_every_call():
     assert not call()[0].equal(call()[0])
 
 
-def test_a_training_step_changes_the_model_and_its_check_does_not():
+def test_a_training_step_changes_the_model_and_its_check_does_not(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(flow_step, "BATCH", 8)
     case = flow_step.training_case()
     first, again = verify(case), verify(case)
     assert first == again
@@ -86,20 +87,25 @@ def test_a_training_step_changes_the_model_and_its_check_does_not():
         verify(case)
 
 
+@pytest.fixture
+def small_batch(monkeypatch):
+    monkeypatch.setitem(divergence.SHAPES, divergence.DIGITS, (2, 1, 8, 8))
+
+
 @pytest.mark.parametrize("num", [1, 4], ids=["1 probe", "4 probes"])
-def test_divergence_cases(num):
+def test_divergence_cases(num, small_batch):
     torch.manual_seed(0)
     case = divergence.estimate_case(divergence.DIGITS, num)
     assert set(verify(case).errors) == set(case.ways)
 
 
-def test_exact_divergence_case():
+def test_exact_divergence_case(small_batch):
     torch.manual_seed(0)
     case = divergence.exact_case(divergence.DIGITS)
     assert set(verify(case).errors) == set(case.ways)
 
 
-def test_guidance_case():
+def test_guidance_case(small_batch):
     torch.manual_seed(0)
     case = divergence.guidance_case(divergence.DIGITS)
     assert set(verify(case).errors) == set(case.ways)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import fastflow as ff
-from bench._case import relative_error
-from bench._largest import largest, predicted
-from bench._models import awake
-from bench._training import ATTENTION, OBJECTIVES, Batch, Training
+from bench.harness.case import relative_error
+from bench.suites.largest_batch import largest, predicted
+from bench.suites.models import with_random_zeros
+from bench.suites.training import ATTENTION, OBJECTIVES, Batch, Training
 from fastflow.nn import dit
 
 
@@ -15,7 +15,7 @@ from fastflow.nn import dit
 def training(request):
     torch.manual_seed(0)
     model = ff.nn.DiT(4, 2, 2, hidden_size=16, depth=2, num_heads=2, num_classes=10)
-    return Training(awake(model), request.param, torch.float32)
+    return Training(with_random_zeros(model), request.param, torch.float32)
 
 
 def ways(training):

@@ -1,18 +1,18 @@
 """The instruction budget: what is read from machine code, what the model makes of it, and the committed table."""
 
-import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton")
 
-from bench import _budget, _rows, _sass, compile_report, instruction_budget
+from bench.compiler import budget as model
+from bench.compiler import budget_table
+from bench.compiler import report as compile_report
+from bench.compiler import sass as machine_code
+from bench.harness import rows as results
 
-REFRESH = "python -m bench.instruction_budget"
+REFRESH = "python -m bench.compiler.budget_table"
 PADDED = {64: 64, 72: 80, 96: 96, 128: 128, 256: 256}
 
 
@@ -23,7 +23,7 @@ def sass(*lines):
 
 
 def instruction(line):
-    return _sass.parse(sass(line))[0]
+    return machine_code.parse(sass(line))[0]
 
 
 def case(num_warps=8, **constants):
@@ -36,7 +36,7 @@ def committed():
 
 
 def test_an_instruction_is_read_with_its_guard():
-    x, y = _sass.parse(sass("@!P0 BRA 0x2a70", "ULDC.64 UR4, c[0x0][0x208]"))
+    x, y = machine_code.parse(sass("@!P0 BRA 0x2a70", "ULDC.64 UR4, c[0x0][0x208]"))
     assert (x.address, x.guard, x.name, x.target) == (0, "@!P0", "BRA", 0x2A70)
     assert (y.address, y.guard, y.opcode, y.operands) == (16, "", "ULDC.64", "UR4, c[0x0][0x208]")
 
@@ -88,7 +88,7 @@ def test_a_warp_moves_the_width_of_the_access(line, moved):
 
 
 def test_loops_are_closed_by_branches_to_what_dominates_them():
-    program = _sass.parse(
+    program = machine_code.parse(
         sass(
             "MOV R0, R1",  # 0x00
             "@P1 BRA 0x90",  # 0x10 to the cold block
@@ -107,11 +107,11 @@ def test_loops_are_closed_by_branches_to_what_dominates_them():
             "BRA 0xe0",  # 0xe0 the end of every kernel
         )
     )
-    assert [[x.address for x in loop] for loop in _sass.loops(program)] == [
+    assert [[x.address for x in loop] for loop in machine_code.loops(program)] == [
         [0x30, 0x40, 0x50],
         [0x20, 0x30, 0x40, 0x50, 0x60],
     ]
-    assert [x.address for x in _sass.reachable(program)] == list(range(0, 0xB0, 0x10))
+    assert [x.address for x in machine_code.reachable(program)] == list(range(0, 0xB0, 0x10))
 
 
 PRODUCT = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"
@@ -134,19 +134,19 @@ KERNEL = (
     ],
 )
 def test_the_main_part_has_the_most_work_and_no_mask(lines, part, addresses):
-    found, instructions = _budget.main_part(_sass.parse(sass(*lines)))
+    found, instructions = model.main_part(machine_code.parse(sass(*lines)))
     assert (found, [x.address for x in instructions]) == (part, addresses)
 
 
 def test_a_warpgroup_issues_one_product_together():
-    counts = _budget.budget(case(num_warps=8, BLOCK_M=128, BLOCK_N=64), sass(*KERNEL), 232, 0)
+    counts = model.budget(case(num_warps=8, BLOCK_M=128, BLOCK_N=64), sass(*KERNEL), 232, 0)
     assert counts["tensor_flops"] == 2 * (2 * 2 * 64 * 64 * 16)  # two warpgroups
     assert counts["operand_bytes"] == 2 * (2 * (64 + 64) * 16 * 2)
     assert (counts["tensor"], counts["issued"]) == (8 * 2, 8 * 3)
     assert (counts["block_m"], counts["block_n"], counts["tensor_op"]) == (128, 64, "HGMMA 16-bit")
 
     warps_alone = sass(*(line.replace("HGMMA.64x64x16", "HMMA.16816") for line in KERNEL))
-    counts = _budget.budget(case(num_warps=8), warps_alone, 232, 0)
+    counts = model.budget(case(num_warps=8), warps_alone, 232, 0)
     assert counts["tensor_flops"] == 8 * (2 * 2 * 16 * 8 * 16)
     assert counts["tensor_op"] == "HMMA 16-bit"
 
@@ -158,9 +158,9 @@ def test_instructions_are_counted_by_class_and_by_what_they_move():
         *("SHFL.BFLY PT, R1, R1, 0x1, 0x1f", "LDS.U8 R1, [R2]", "LDG.E.U8 R1, desc[UR4][R2.64]"),
         *("LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64]", "STL.64 [R1], R2", "BAR.SYNC.DEFER_BLOCKING 0x0", "EXIT"),
     )
-    found = _budget.budget(case(num_warps=2), sass(*body), 40, 0)
-    of_class = {name: n // 2 for name, n in found.items() if name in (*_budget.CLASSES, "other", "issued")}
-    assert of_class == dict.fromkeys(_budget.CLASSES, 1) | {"tensor": 0, "global": 1, "other": 2, "issued": 14}
+    found = model.budget(case(num_warps=2), sass(*body), 40, 0)
+    of_class = {name: n // 2 for name, n in found.items() if name in (*model.CLASSES, "other", "issued")}
+    assert of_class == dict.fromkeys(model.CLASSES, 1) | {"tensor": 0, "global": 1, "other": 2, "issued": 14}
     moved = [found[f"{space}_bytes"] // 2 for space in ("shared", "global", "local")]
     assert moved == [128 + 512, 32 + 512, 256]  # a narrow access to shared memory takes a cycle as well
 
@@ -181,11 +181,11 @@ def test_instructions_are_counted_by_class_and_by_what_they_move():
     ],
 )
 def test_ctas_of_an_sm(registers, shared, num_warps, ctas):
-    assert _budget.ctas_per_sm(registers, shared, num_warps) == ctas
+    assert model.ctas_per_sm(registers, shared, num_warps) == ctas
 
 
 def counts(**some):
-    zeros = dict.fromkeys((*_budget.CLASSES, "other", "issued", "tensor_flops", "math_flops"), 0)
+    zeros = dict.fromkeys((*model.CLASSES, "other", "issued", "tensor_flops", "math_flops"), 0)
     zeros |= dict.fromkeys(("operand_bytes", "shared_bytes", "global_bytes", "local_bytes"), 0)
     return zeros | {"tensor_op": "HGMMA 16-bit", "tensor_flops": 100 * 4096, "math_flops": 90 * 4096} | some
 
@@ -206,7 +206,7 @@ def counts(**some):
     ],
 )
 def test_the_busiest_pipe_is_the_bound(some, bound, cycles):
-    prediction = _budget.predict(counts(**some))
+    prediction = model.predict(counts(**some))
     roof = 494.7 if "TF32" in some.get("tensor_op", "") else 989.4
     assert prediction.bound == bound
     assert prediction.cycles[bound] == pytest.approx(cycles)
@@ -216,9 +216,9 @@ def test_the_busiest_pipe_is_the_bound(some, bound, cycles):
 
 def test_without_products_the_bytes_come_from_memory():
     some = {"tensor_op": "", "tensor_flops": 0, "global_bytes": 13868}
-    assert _budget.predict(counts(**some)).rate == pytest.approx(3350)
-    assert _budget.predict(counts(**some)).cycles["HBM"] == pytest.approx(1000, rel=1e-3)
-    half = _budget.predict(counts(**some, integer=4000))
+    assert model.predict(counts(**some)).rate == pytest.approx(3350)
+    assert model.predict(counts(**some)).cycles["HBM"] == pytest.approx(1000, rel=1e-3)
+    half = model.predict(counts(**some, integer=4000))
     assert (half.bound, round(half.rate), round(half.share, 2)) == ("ALU", 1675, 0.5)
 
 
@@ -258,29 +258,7 @@ def test_committed_loops_multiply_what_the_mathematics_multiplies(committed):
 )
 def test_flops_of_the_mathematics(name, constants, gemms):
     tile = {"BLOCK_M": 32, "BLOCK_N": 128, "HEAD_DIM": 72}
-    assert _budget.math_flops(SimpleNamespace(name=name, constants=tile | constants)) == gemms * 2 * 32 * 128 * 72
-
-
-@pytest.mark.slow
-def test_live_loops_multiply_what_the_mathematics_multiplies(committed):
-    cases = "forward D 64 bf16|forward D 72 bf16|dkdv-joint D 64 bf16 4 query heads.*|forward-plain D 64 fp32"
-    command = ["attention", "--case", f" ({cases}) sm_90$", "--tile", "64,32,4,2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.compile_report", *command],
-        cwd=compile_report.ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = {row["case"]: row["budget"] for row in map(json.loads, done.stdout.splitlines())}
-    product = 2 * 64 * 32  # times the head dim
-    assert {name: (x["tensor_flops"], x["math_flops"]) for name, x in found.items()} == {
-        "forward D 64 bf16": (6 * product * 64, 6 * product * 64),
-        "forward D 72 bf16": (6 * product * 80, 6 * product * 72),
-        "dkdv-joint D 64 bf16 4 query heads a key head": (12 * product * 64, 12 * product * 64),
-        "forward-plain D 64 fp32": (3 * 2 * product * 64, 2 * product * 64),
-    }, done.stderr
+    assert model.math_flops(SimpleNamespace(name=name, constants=tile | constants)) == gemms * 2 * 32 * 128 * 72
 
 
 def row():
@@ -318,29 +296,29 @@ def timed(**changes):
 )
 def test_only_the_same_kernel_on_the_same_chip_is_a_measurement(change):
     other = timed(**change, tflops=900.0)
-    assert instruction_budget.measured(row(), [other]) is None
-    assert instruction_budget.measured(row(), [other, timed()]) == 300.0
+    assert budget_table.measured(row(), [other]) is None
+    assert budget_table.measured(row(), [other, timed()]) == 300.0
 
 
 def test_many_tangents_are_a_part_of_the_tile():
     many = row() | {"case": "forward-many D 64 bf16", "budget": row()["budget"] | {"tangents": 2}}
     config = timed()["config"]
     rows = [timed(mode="forward-many", config=config | {"tangents": n}, tflops=100.0 * n) for n in (1, 2, 4)]
-    assert instruction_budget.measured(many, rows) == 200.0
+    assert budget_table.measured(many, rows) == 200.0
 
 
 def test_the_longest_sequence_counts_and_of_those_the_fastest():
     short, long, slower = timed(shape=[1, 24, 1024, 64], tflops=400.0), timed(), timed(tflops=290.0)
-    assert instruction_budget.measured(row(), [short, slower, long]) == 300.0
-    assert instruction_budget.measured(row() | {"case": "forward D 64 bf16 causal"}, [long]) is None
-    assert instruction_budget.measured(row(), []) is None
+    assert budget_table.measured(row(), [short, slower, long]) == 300.0
+    assert budget_table.measured(row() | {"case": "forward D 64 bf16 causal"}, [long]) is None
+    assert budget_table.measured(row(), []) is None
 
 
 def test_a_measurement_stands_beside_its_prediction():
-    line = instruction_budget.report([row() | {"registers": 232, "spills": 0}], [timed()])
+    line = budget_table.report([row() | {"registers": 232, "spills": 0}], [timed()])
     assert "| tensor | 890 | 90% | 300 |" in line
 
 
 def test_table_shows_the_committed_rows(committed):
-    table = instruction_budget.TABLE.read_text(encoding="utf-8")
-    assert table == instruction_budget.report(committed, _rows.read()), f"rows changed since the table: run {REFRESH}"
+    table = budget_table.TABLE.read_text(encoding="utf-8")
+    assert table == budget_table.report(committed, results.read()), f"rows changed since the table: run {REFRESH}"

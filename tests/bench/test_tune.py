@@ -7,10 +7,12 @@ pytest.importorskip("triton")
 
 from triton.runtime.errors import OutOfResources
 
-from bench import _rows, tune
-from bench._gpu_part import Setting
-from bench._tune_table import Timed, chosen, rewritten
-from bench.tune import Kernel
+from bench.harness import rows as results
+from bench.harness.checks import Setting
+from bench.tune import __main__ as command
+from bench.tune import tuner as tune
+from bench.tune.table import Timed, chosen, rewritten
+from bench.tune.tuner import Kernel
 from fastflow.kernels.attention import config, forward
 from fastflow.kernels.attention.config import CONFIGS, DIRECTIONS, Config
 from tests.compare import DEVICE
@@ -49,16 +51,16 @@ def test_only_what_is_right_is_timed(monkeypatch):
     assert rows[0]["tflops"] == pytest.approx(2 * 6 * 2 * 33 * 33 * 16 / 0.5 / 1e12, rel=1e-3)
     assert "times the error that is allowed" in refused[WRONG]
     assert "out of resource: shared memory" in refused[LARGE]
-    assert len({_rows.key(row) for row in rows}) == 2
-    best = tune.fastest({"forward": rows[0]})["forward"]
-    assert best == (FAST, 500, f"500.0 ms at [1, 2, 33, 16], {_rows.device_name()}")
+    assert len({results.key(row) for row in rows}) == 2
+    best = command.fastest({"forward": rows[0]})["forward"]
+    assert best == (FAST, 500, f"500.0 ms at [1, 2, 33, 16], {results.device_name()}")
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_launch_is_that_of_the_direction(direction, monkeypatch):
     """On tensors that it fills anew, with the configuration that it is given."""
     x = kernel(direction)
-    launch = tune.launcher(x, x.subject(), FAST)
+    launch = tune.launcher(x, x.subject(Hq=1, Hk=1, Nq=5, Nk=7), FAST)
     name = {"f": "_dual_forward_kernel", "k": "_dual_dkdv_kernel", "q": "_dual_dq_kernel"}[direction.strip("d")[0]]
     seen = []
 
@@ -94,7 +96,7 @@ def test_a_joint_row_must_beat_the_two_it_replaces():
 
 
 def test_the_table_is_rewritten_and_nothing_else():
-    source = tune.SOURCE.read_text()
+    source = command.SOURCE.read_text()
     many = Config(64, 64, 4, 2, 2)
     changes = {
         "forward": Timed(FAST, 0.5, "0.5 ms"),
@@ -122,5 +124,5 @@ def _table(source: str) -> dict[tuple[str, int, str], dict[str, int]]:
 def test_the_command_line_says_what_is_missing(arguments, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
-        tune.main(arguments)
+        command.main(arguments)
     assert ("directions must be among" if arguments else "no GPU") in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Compile reports and instruction budgets of the kernels, made without a GPU."""

@@ -1,0 +1,1 @@
+"""The README section, the page and the pictures of every measured device, made from ``bench/results``."""

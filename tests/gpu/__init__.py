@@ -1,0 +1,1 @@
+"""Checks of the kernels on real hardware: ``python -m tests.gpu``."""
