@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..._torch import requires_grad_at_any_level, transforms
-from . import spelled_out
+from ...kernels.attention import reference
 from .op import OP, Constants, Options, Primals
 from .problem import Problem, canonical, canonical_tangents
 from .select import has_short_rows, select
@@ -60,7 +60,7 @@ def attention(
     """
     problem = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     primals = Primals(problem.query, problem.key, problem.value)
-    reason = _why_spelled_out(problem)
+    reason = _why_written_out(problem)
     if reason is None:
         out = OP(primals, Constants(problem.mask), functools.partial(_prepared, problem, backend))
     else:
@@ -68,7 +68,7 @@ def attention(
             _log_once(reason)
         select(problem, backend)  # raises if backend cannot serve
         q, k, v = _autocast(primals)
-        out = spelled_out.attention(q, k, v, problem.mask, problem.scale, problem.is_causal)
+        out = reference.attention(q, k, v, problem.mask, problem.scale, problem.is_causal)
     return out if out.ndim == len(problem.out_shape) else out.reshape(problem.out_shape)
 
 
@@ -134,7 +134,7 @@ def _prepared(
     return primals, tangents, options
 
 
-def _why_spelled_out(problem: Problem) -> str | None:
+def _why_written_out(problem: Problem) -> str | None:
     """Return why this call is written out in PyTorch and left to autograd, or None."""
     if 0 in problem.out_shape:
         return "the output is empty"
