@@ -18,7 +18,7 @@ SHAPES = [
     (1, 1, 5000),
     (2, 3),
     (3, 2, 1),
-    (5, 33, 127),
+    (3, 11, 127),
     (2, 2, 2048),
     (2, 2, 2049),
 ]
@@ -169,7 +169,7 @@ def test_nothing_outside_the_output_is_written(distribution, device, monkeypatch
 
 
 def test_the_same_input_gives_the_same_bits(device):
-    products = randn((2, 3, 5000), device)
+    products = randn((1, 2, 5000), device)
     first = reduce_module.dots(products, *STREAM, 0, "rademacher", torch.float32)
     for _ in range(3):
         assert torch.equal(first, reduce_module.dots(products, *STREAM, 0, "rademacher", torch.float32))
