@@ -65,6 +65,13 @@ def test_probe_kernel_rounds_once_to_half_precision(distribution, device):
 
 
 @both
+def test_whole_tiles_that_start_inside_a_group_are_complete(distribution, device):
+    """6144 elements fill three tiles; from element 3 of the stream on, they reach into a fourth."""
+    wanted = expected((2048, 3), distribution, device)
+    agree(drawn((2048, 3), distribution, device), wanted, distribution)
+
+
+@both
 def test_probes_far_into_a_stream(distribution, device):
     """Element indices beyond 2^32: the counter's high word is in use."""
     first = (1 << 33) // 21 + 5
