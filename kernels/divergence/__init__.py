@@ -1,1 +1,1 @@
-"""Probes drawn where they are used, and their dot products with Jacobian products."""
+"""Random probes drawn in registers, and their dot products with Jacobian-vector products."""

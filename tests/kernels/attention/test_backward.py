@@ -1,4 +1,4 @@
-"""The backward kernels against autograd over float64 math attention: every gradient, every way they are launched."""
+"""The backward kernels against autograd over float64 math attention: every gradient, every way of launching them."""
 
 import pytest
 import torch
@@ -52,20 +52,21 @@ def check(x: Problem, **options) -> None:
             assert_accurate(grads[i], truth[i], base[i], 3, name)
 
 
+ONE_HEAD = {"Hq": 1, "Hk": 1}  # where heads do not matter: the interpreter's time is per program
 CASES = {
     "one query, one key": {"Nq": 1, "Nk": 1},
-    "block + 1": {"Nq": 33, "Nk": 33},
-    "primes": {"Nq": 7, "Nk": 65},
-    "one key": {"Nq": 65, "Nk": 1},
-    "head dim 72, value dim 40": {"D": 72, "Dv": 40, "Hq": 1, "Hk": 1},
-    "head dim 8, value dim 80": {"D": 8, "Dv": 80, "Hq": 1, "Hk": 1},
-    "grouped heads": {"B": 2, "Hq": 4, "Hk": 2, "Nq": 20},
-    "causal, more queries, one key head": {"Nq": 70, "Nk": 33, "Hk": 1, "is_causal": True},
-    "causal, more keys": {"Nq": 33, "Nk": 70, "is_causal": True},
+    "block + 1": {"Nq": 33, "Nk": 33, **ONE_HEAD},
+    "primes": {"Nq": 7, "Nk": 65, **ONE_HEAD},
+    "one key": {"Nq": 65, "Nk": 1, **ONE_HEAD},
+    "head dim 72, value dim 40": {"D": 72, "Dv": 40, **ONE_HEAD},
+    "head dim 8, value dim 80": {"D": 8, "Dv": 80, **ONE_HEAD},
+    "grouped heads": {"B": 2, "Hq": 4, "Hk": 2, "Nq": 17, "Nk": 9},
+    "causal, more queries, one key head": {"Nq": 50, "Nk": 33, "Hk": 1, "is_causal": True},
+    "causal, more keys": {"Nq": 33, "Nk": 70, "is_causal": True, **ONE_HEAD},
     "bool mask, a row sees nothing": {"mask": "bool-row"},
-    "bias, broadcast": {"mask": "bias-broadcast", "B": 2},
+    "bias, broadcast": {"mask": "bias-broadcast", "B": 2, "Nk": 17},
     "slices of a fused qkv": {"layout": "fused", "Nk": 17},
-    "2 tangents": {"K": 2},
+    "2 tangents": {"K": 2, **ONE_HEAD},
 }
 
 
@@ -84,8 +85,9 @@ def test_float16(name, device):
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize(
     "fields",
-    [{"K": 3, "tangents": "kv"}, {"K": 5, "Nq": 7}, {"layout": "transposed"}, {"layout": "odd", "mask": "bias"},
-     {"layout": "expanded", "B": 2}, {"dtype": torch.float16, "tangent_dtype": torch.float32}, {"scale": -0.7}],
+    [{"K": 3, "tangents": "kv", **ONE_HEAD}, {"K": 5, "Nq": 7, **ONE_HEAD}, {"layout": "transposed"},
+     {"layout": "odd", "mask": "bias"}, {"layout": "expanded", "B": 2, "Nk": 17},
+     {"dtype": torch.float16, "tangent_dtype": torch.float32}, {"scale": -0.7}],
     ids=str,
 )  # fmt: skip
 def test_further_inputs(fields, device):
@@ -95,19 +97,19 @@ def test_further_inputs(fields, device):
 @pytest.mark.usefixtures("guarded", "launches")
 @pytest.mark.parametrize("tangents", ["", "q", "k", "v", "qk"])
 def test_missing_tangents(tangents, device):
-    check(Problem(tangents=tangents, device=device))
+    check(Problem(tangents=tangents, Nk=17, device=device))
 
 
 @pytest.mark.usefixtures("guarded", "launches")
 @pytest.mark.parametrize("tangents", ["q", "kv"])
 def test_gradients_of_missing_tangents(tangents, device):
-    check(Problem(tangents=tangents, device=device), need_tangent_grads=True)
+    check(Problem(tangents=tangents, Nk=17, device=device), need_tangent_grads=True)
 
 
 @pytest.mark.usefixtures("guarded", "launches")
 @pytest.mark.parametrize("present", ["g", "h", "neither"])
 def test_missing_cotangents(present, device):
-    check(Problem(g=present == "g", h=present == "h", K=2, device=device))
+    check(Problem(g=present == "g", h=present == "h", K=2, **ONE_HEAD, device=device))
 
 
 def test_gradients_of_tangents_with_no_tangent_given(device):
@@ -132,9 +134,10 @@ def test_no_tangent_cotangent_launches_the_plain_kernels(device, monkeypatch):
 
 
 @pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("K", [1, 2])
 def test_same_bits_twice(K, device):
-    for first, second in zip(run(Problem(K=K, Nq=7, device=device)), run(Problem(K=K, Nq=7, device=device))):
+    once, again = (run(Problem(K=K, Nq=17, Nk=35, **ONE_HEAD, device=device)) for _ in range(2))
+    for first, second in zip(once, again):
         assert torch.equal(first, second)
 
 

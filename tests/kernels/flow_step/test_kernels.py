@@ -1,5 +1,7 @@
 """The three kernels against the reference: shapes, dtypes, strides, drawn terms, memory they must not touch."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -13,7 +15,8 @@ from fastflow.kernels.flow_step import loss as loss_module
 from fastflow.kernels.flow_step._launch import Terms
 from fastflow.kernels.flow_step._layout import layout
 
-SHAPES = [(1, 1), (5,), (3, 2), (64, 2), (2, 3, 5, 7), (3, 2047), (2, 2048), (2, 2049), (1, 4099), (7, 1, 1), (4, 63)]
+SHAPES = [(1, 1), (5,), (3, 2), (64, 2), (2, 3, 5, 7), (2, 2047), (2, 2048), (2, 2049), (1, 4099), (7, 1, 1), (4, 63)]
+HALF_SHAPES = [(1, 1), (5,), (3, 2), (64, 2), (2, 3, 5, 7), (2, 2049), (4, 63)]  # a dtype changes no walk
 DTYPES = [torch.float32, torch.float16]
 EPSILON = {torch.float32: 2e-6, torch.float16: 2e-3}
 STREAM = (5, 1 << 34)
@@ -64,16 +67,16 @@ def check(terms, expected, pred, dtype):
     close(backward, (2 * grad[:, None] * error).view(pred.shape), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [*product(SHAPES, DTYPES[:1]), *product(HALF_SHAPES, DTYPES[1:])], ids=str)
 def test_any_shape(shape, dtype, device):
     check(*problem(shape, dtype, device, x0="drawn"), dtype)
     check(*problem(shape, dtype, device, x0="given", z="drawn"), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*product([(3, 7), (2, 3, 5, 7)], DTYPES), ((2, 33, 63), torch.float32)], ids=str
+)
 @pytest.mark.parametrize("kind", ["transposed", "slice", "expanded"])
-@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5, 7), (3, 33, 65)], ids=str)
 def test_any_strides(shape, kind, dtype, device):
     check(*problem(shape, dtype, device, kind, z="given"), dtype)
     check(*problem(shape, dtype, device, kind, x0="drawn"), dtype)
@@ -153,7 +156,7 @@ def test_nothing_outside_the_output_is_written(shape, device, monkeypatch):
 
 
 def test_the_same_input_gives_the_same_bits(device):
-    terms, _, pred = problem((3, 5000), torch.float32, device, x0="drawn")
+    terms, _, pred = problem((1, 5000), torch.float32, device, x0="drawn")
     first = loss_module.squared_error(pred, terms)
     assert all(torch.equal(first, loss_module.squared_error(pred, terms)) for _ in range(3))
 
