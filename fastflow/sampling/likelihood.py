@@ -13,7 +13,7 @@ from .._checks import check_choice, check_floating
 from .._dtypes import at_least_float32
 from ..ops.divergence.estimators import estimate, mean_and_stderr, num_samples
 from ..ops.divergence.options import DivergenceOptions, collect, shows_options
-from .ode import Solver, Velocity, integrate
+from .ode import Solver, Velocity, integrate, step_times
 
 LikelihoodSolver = Literal[Solver, "dopri5"]
 
@@ -100,7 +100,7 @@ def log_likelihood(
     if solver == "dopri5":
         end = _dopri5(field, start, t1, t0, rtol, atol)
     else:
-        end = integrate(field, start, num_steps=num_steps, solver=solver, t0=t1, t1=t0)
+        end = integrate(field, start, step_times(num_steps, t1, t0), solver=solver)
     x0, change = end[:, :size].reshape(x1.shape), end[:, size:].mT
     log_prob, stderr = mean_and_stderr((_standard_normal if log_p0 is None else log_p0)(x0) + change)
     return Likelihood(log_prob, x0, stderr)

@@ -1,6 +1,6 @@
 """Fixed-step integration of dx/dt = v(x, t)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -17,15 +17,12 @@ Solver = Literal["euler", "midpoint", "heun", "rk4"]
 def integrate(
     velocity: Velocity,
     x0: Tensor,
+    times: Sequence[float],
     *,
-    num_steps: int | None = None,
-    solver: Solver = "heun",
-    t0: float = 0.0,
-    t1: float = 1.0,
-    time_grid: Tensor | None = None,
+    solver: Solver,
     return_trajectory: bool = False,
 ) -> Tensor:
-    """Integrate ``dx/dt = v(x, t)`` from x0 in fixed steps; see :func:`fastflow.sample_ode`."""
+    """Integrate ``dx/dt = v(x, t)`` from x0 at the first of the times to the last; see :func:`fastflow.sample_ode`."""
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         raise TypeError(f"x0 must be a floating-point tensor, got {x0.dtype if isinstance(x0, Tensor) else type(x0)}")
     if x0.ndim == 0:
@@ -33,7 +30,7 @@ def integrate(
     check_choice("solver", solver, Solver)
     step, x, trajectory = _STEPS[solver], x0, [x0]
     time_dtype = at_least_float32(x0)
-    for start, stop in pairwise(_times(num_steps, t0, t1, time_grid)):
+    for start, stop in pairwise(times):
 
         def field(x: Tensor, t: float) -> Tensor:
             return velocity(x, torch.full(x0.shape[:1], t, dtype=time_dtype, device=x0.device))
@@ -44,7 +41,12 @@ def integrate(
     return torch.stack(trajectory) if return_trajectory else x
 
 
-def _times(num_steps: int | None, t0: float, t1: float, time_grid: Tensor | None) -> list[float]:
+def step_times(num_steps: int | None, t0: float, t1: float, time_grid: Tensor | None = None) -> list[float]:
+    """Return the times of num_steps equal steps from t0 to t1, or those of the grid.
+
+    Raises:
+        ValueError: both or neither of num_steps and time_grid, no step, or a grid that is not strictly monotone.
+    """
     if (num_steps is None) == (time_grid is None):
         raise ValueError("give either num_steps or time_grid")
     if num_steps is not None:

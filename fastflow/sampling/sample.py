@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .guidance import mode_seeking
-from .ode import Solver, Velocity, integrate
+from .ode import Solver, Velocity, integrate, step_times
 
 
 def sample_ode(
@@ -47,10 +47,7 @@ def sample_ode(
     return integrate(
         mode_seeking(velocity, mode_guidance),
         x0,
-        num_steps=num_steps,
+        step_times(num_steps, t0, t1, time_grid),
         solver=solver,
-        t0=t0,
-        t1=t1,
-        time_grid=time_grid,
         return_trajectory=return_trajectory,
     )
