@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import logging
 import os
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,11 +13,19 @@ from ._checks import check_choice
 from ._torch import constant_when_traced
 
 Backend = Literal["auto", "triton", "reference"]
+_BACKENDS = get_args(Backend)
 
 logger = logging.getLogger("fastflow")
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MIN_CAPABILITY = (8, 0)
+
+
+class Operand(NamedTuple):
+    """All that decides of a tensor that does not exist yet."""
+
+    dtype: torch.dtype
+    device: torch.device
 
 
 @constant_when_traced
@@ -35,7 +43,7 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def why_not_triton(*tensors: Tensor) -> str | None:
+def why_not_triton(*tensors: Tensor | Operand) -> str | None:
     """Return the reason why the Triton kernels cannot take these tensors, or None if they can."""
     if not triton_installed():
         return "triton is not installed"
@@ -54,7 +62,7 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     return None
 
 
-def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "reference"]:
+def resolve(backend: str, family: str, *tensors: Tensor | Operand) -> Literal["triton", "reference"]:
     """Choose between Triton and PyTorch for one call of an op of ``family``.
 
     ``"auto"`` follows the environment variable ``FASTFLOW_BACKEND`` if it is set. Otherwise it takes Triton on a GPU
@@ -69,7 +77,7 @@ def resolve(backend: str, family: str, *tensors: Tensor) -> Literal["triton", "r
     return choice
 
 
-def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "reference"], str | None]:
+def explain(backend: str, *tensors: Tensor | Operand) -> tuple[Literal["triton", "reference"], str | None]:
     """Return the choice and the reason against Triton: why it was not taken or, for ``"triton"``, why it cannot run."""
     wanted = requested(backend)
     if wanted == "reference":
@@ -84,11 +92,11 @@ def explain(backend: str, *tensors: Tensor) -> tuple[Literal["triton", "referenc
 
 def requested(backend: str) -> str:
     """Return the caller's backend or, for ``"auto"``, that of ``FASTFLOW_BACKEND``."""
-    check_choice("backend", backend, Backend)
+    check_choice("backend", backend, _BACKENDS)
     if backend != "auto":
         return backend
     backend = os.environ.get("FASTFLOW_BACKEND", "auto")
-    check_choice("FASTFLOW_BACKEND", backend, Backend)
+    check_choice("FASTFLOW_BACKEND", backend, _BACKENDS)
     return backend
 
 

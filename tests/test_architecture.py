@@ -106,3 +106,13 @@ def test_imports_within_the_package_are_relative():
                 assert node.module.split(".")[0] != "fastflow", module
             elif isinstance(node, ast.Import):
                 assert all(alias.name.split(".")[0] != "fastflow" for alias in node.names), module
+
+
+def test_private_pytorch_is_called_in_one_place():
+    """``_torch.py`` gives each private call its reason; ATen operators are called in ``kernels/attention/aten.py``."""
+    private = re.compile(r"\btorch\._\w|\b_functorch\b|\bforward_ad\._\w|\baten\._\w")
+    allowed = {ROOT / "fastflow" / "_torch.py", ROOT / "kernels" / "attention" / "aten.py"}
+    for path, module in (parameters.values for parameters in modules()):
+        if path not in allowed:
+            code = ast.unparse(ast.parse(path.read_text()))
+            assert not private.search(re.sub(r'"""(?:.|\n)*?"""', "", code)), module

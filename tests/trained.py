@@ -1,7 +1,7 @@
-"""Models trained for a few seconds, where a test needs one that has learned something."""
+"""Models trained for a second or two, for tests that need one that has learned something."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -10,14 +10,13 @@ from torch import Tensor, nn
 import fastflow as ff
 
 PATH = ff.paths.CondOT()
-Batch = Callable[[int], tuple[Tensor, Tensor | None]]
+Batch = tuple[Tensor, Tensor | None]  # data and labels
 
 
-def train(model: nn.Module, batch: Batch, steps: int) -> nn.Module:
-    """Adam on the flow-matching loss; batch: step to data and labels."""
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for step in range(steps):
-        x1, y = batch(step)
+def train(model: nn.Module, batches: Iterable[Batch], learning_rate: float) -> nn.Module:
+    """Train with Adam on the flow-matching loss."""
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
+    for step, (x1, y) in enumerate(batches):
         t = ff.paths.sample_times(PATH, len(x1), seed=1, offset=step)
         x0 = ff.GaussianNoise(2, step)
         pred = model(ff.interpolate(x0, x1, t, path=PATH), t, y)
@@ -28,25 +27,27 @@ def train(model: nn.Module, batch: Batch, steps: int) -> nn.Module:
 
 
 @functools.cache
-def trained_points(name: str) -> nn.Module:
-    """A velocity of one of the two-dimensional sets."""
+def trained_points(name: str, steps: int) -> nn.Module:
+    """Train an MLP on one of the two-dimensional sets."""
     from fastflow.train.points import draw
 
     torch.manual_seed(0)
-    return train(ff.nn.VelocityMLP(2), lambda step: (draw(name, 512, 0, step), None), 600)
+    batches = draw(name, 256 * steps, 0, 0).split(256)
+    return train(ff.nn.VelocityMLP(2, hidden_size=16), ((x1, None) for x1 in batches), 1e-2)
 
 
 @functools.cache
-def trained_digits() -> ff.nn.DiT:
-    """A small DiT of the 8 x 8 digits in [-1, 1]."""
+def trained_digits() -> nn.Module:
+    """Train a small DiT on the 8 x 8 digits in [-1, 1]."""
     from fastflow.train.data import load_data
 
     pytest.importorskip("sklearn")
     data = load_data("digits")
 
-    def batch(step: int) -> tuple[Tensor, Tensor | None]:
-        x, y = data.batch(step, 64, 0)
-        return 2 * x - 1, y
+    def batches() -> Iterable[Batch]:
+        for step in range(200):
+            x, y = data.batch(step, 32, 0)
+            yield 2 * x - 1, y
 
     torch.manual_seed(0)
-    return train(ff.nn.DiT(8, 2, 1, hidden_size=48, depth=2, num_heads=4, num_classes=10), batch, 400)
+    return train(ff.nn.DiT(8, 2, 1, hidden_size=32, depth=2, num_heads=2, num_classes=10), batches(), 2e-3)

@@ -30,20 +30,23 @@ class JoinBatch:
         return _split(call(*layout.flatten(joined)), (0, 0), info.batch_size)
 
     def backward(self, call: Callable[..., Any], layout: Layout[Backward], info: Any, dims: Dims, flat: Any) -> Mapped:
-        """V x K cotangents of one forward are V K cotangents."""
+        """V cotangents of one forward are K = V, and V x K are V K."""
         size = info.batch_size
         old, at = layout.restore(flat), layout.restore(dims)
+        has_many = old.g.ndim - (at.g is not None) > old.saved.out.ndim - (at.saved.out is not None)
         if all(dim is None for dim in (*at.x, *at.constants, *at.saved)):
-            grads = call(*layout.flatten(old._replace(g=old.g.movedim(at.g, 0).flatten(0, 1))))
-            return tuple(dx.unflatten(0, (size, -1)) for dx in grads), (0,) * len(grads)
+            g = old.g.movedim(at.g, 0)
+            grads = call(*layout.flatten(old._replace(g=g.flatten(0, 1) if has_many else g)))
+            return tuple(dx.unflatten(0, (size, -1)) if has_many else dx for dx in grads), (0,) * len(grads)
+        axis = int(has_many)
         joined = Backward(
-            g=_join_one(old.g, at.g, 1, size),
+            g=_join_one(old.g, at.g, axis, size),
             x=_join(old.x, at.x, 0, size),
             constants=self._constants(old.constants, at.constants, old.x, at.x, info),
             saved=Saved(*_join(old.saved, at.saved, 0, size)),
             options=old.options,
         )
-        return _split(call(*layout.flatten(joined)), (1,) * len(old.x), size)
+        return _split(call(*layout.flatten(joined)), (axis,) * len(old.x), size)
 
     def dual_forward(
         self, call: Callable[..., Any], layout: Layout[DualForward], info: Any, dims: Dims, flat: Any

@@ -19,13 +19,17 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """The gradients of x for K cotangents g of out, each ``[K, ...]``."""
+    """The gradients of x for a cotangent g of out, or for K of them, ``[K, ...]``."""
 
     g: Any
     x: Any
     constants: Any
     saved: Any
     options: Any
+
+    @property
+    def has_many(self) -> bool:
+        return bool(self.g.ndim > self.saved.out.ndim)
 
 
 class DualForward(NamedTuple):
@@ -89,7 +93,7 @@ class Layout(Generic[Call]):
         return tuple(flat)
 
     def restore(self, flat: Sequence[Any]) -> Call:
-        return self.call(*(flat[a] if group is None else group(*flat[a:b]) for a, b, group in self._slices))
+        return self.call(*[flat[a] if group is None else group(*flat[a:b]) for a, b, group in self._slices])
 
     def partial(self, **fields: Any) -> tuple[Any, ...]:
         """Flatten a call of which only these fields are given; the rest is None."""

@@ -16,6 +16,7 @@ absent tangent or cotangent is None and costs nothing.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,35 +29,54 @@ from torch.autograd import forward_ad
 from .. import _torch
 from ._batching import JoinBatch
 from ._calls import Backward, DualBackward, DualForward, DualSaved, Forward, Layout, Saved
-from ._custom_op import call as _call
 from ._custom_op import custom_op
 
 Group = tuple[Any, ...]  # a NamedTuple of tensors
 Prepare = Callable[[Group, Group | None], tuple[Group, Group | None, Group]]
 
+_SUFFIXES = {"forward": "", "backward": "_backward", "dual_forward": "_dual", "dual_backward": "_dual_backward"}
 _NO_CONTEXT: AbstractContextManager[object] = nullcontext()
 
 
-@dataclass(frozen=True)
-class Functions:
-    """The four functions of an op, on tensors without autograd, and what torch.compile needs to know of two of them.
+class Functions(ABC):
+    """The four functions of an op, on tensors without autograd, and what torch.compile needs to know of them.
 
-    forward: ``(x, constants, options)`` to ``(out, state)``, state being a tensor that the backward wants.
-    backward: ``(g, x, constants, saved, options)`` to the gradients of x, each ``[K, ...]``, for K cotangents g.
-    dual_forward: ``(x, tangents, constants, options)`` to ``(out, t_out, state, t_state)``; the tangents are
-    ``[K, ...]`` or None, not all None.
-    dual_backward: ``(g, h, x, tangents, constants, saved, options)`` to the gradients of x and those of the tangents,
-    None where the tangent is.
-    fake_forward, fake_backward, fake_dual_forward: the same signatures; results of the right shape, dtype and strides.
+    A fake takes the same call and returns tensors of the right shape, dtype and strides.
     """
 
-    forward: Callable[[Forward], tuple[Tensor, Tensor]]
-    backward: Callable[[Backward], Sequence[Tensor]]
-    dual_forward: Callable[[DualForward], tuple[Tensor, Tensor, Tensor, Tensor]]
-    dual_backward: Callable[[DualBackward], tuple[Sequence[Tensor], Sequence[Tensor | None]]]
-    fake_forward: Callable[[Forward], tuple[Tensor, Tensor]]
-    fake_backward: Callable[[Backward], Sequence[Tensor]]
-    fake_dual_forward: Callable[[DualForward], tuple[Tensor, Tensor, Tensor, Tensor]]
+    @abstractmethod
+    def forward(self, call: Forward) -> tuple[Tensor, Tensor]:
+        """Return out and state, a tensor that the backward wants."""
+
+    @abstractmethod
+    def fake_forward(self, call: Forward) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def backward(self, call: Backward) -> tuple[Tensor, ...]:
+        """Return the gradients of x, each with g's axis K if g has one: K cotangents share the op's work."""
+
+    def fake_backward(self, call: Backward) -> tuple[Tensor, ...]:
+        lead = call.g.shape[: call.g.ndim - call.saved.out.ndim]
+        return tuple(y.new_empty((*lead, *y.shape)) for y in call.x)
+
+    @abstractmethod
+    def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return out, t_out, state and t_state; the tangents are ``[K, ...]`` or None, but not all None."""
+
+    @abstractmethod
+    def fake_dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    @abstractmethod
+    def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
+        """Return the gradients of x and those of the tangents, :func:`absent` where the tangent is None."""
+
+    def fake_dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
+        return tuple(absent(call.h) if y is None else y.new_empty(y.shape) for y in (*call.x, *call.tangents))
+
+
+def absent(like: Tensor) -> Tensor:
+    """Return an empty vector: an op cannot return None."""
+    return like.new_empty(0)
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,7 @@ class Step:
     """One of the four functions of an op: an autograd.Function and a custom op with the same derivative rules."""
 
     layout: Layout[Any]
+    compute: Callable[[Any], Any]
     function: Any
     op: Any
 
@@ -72,9 +93,11 @@ class Step:
         return self.op(*self.layout.flatten(call)) if torch.compiler.is_compiling() else self.run(call)
 
     def run(self, call: Group) -> Any:
-        """Call the Function, or the op without recording a graph if no derivative can be wanted."""
+        """Call the Function; compute without recording a graph if no derivative can be wanted."""
         flat = self.layout.flatten(call)
-        return _torch.apply(self.function, *flat) if _differentiating(flat) else _call(self.op, *flat)
+        if _differentiating(flat):
+            return _torch.apply(self.function, *flat)
+        return self.compute(call) if _torch.can_skip_dispatcher(*flat) else self.op(*flat)
 
     def apply(self, call: Group) -> Any:
         return self.function.apply(*self.layout.flatten(call))
@@ -112,9 +135,9 @@ class TwiceDifferentiable:
             return Layout(call, **{k: v for k, v in {**groups, "saved": saved}.items() if k in fields and v})
 
         self.forward = _forward(self, layout(Forward))
-        self.backward = _backward(self, layout(Backward, Saved))
+        self.backward = _backward(self, layout(Backward, Saved), len(x._fields))  # type: ignore[attr-defined]
         self.dual_forward = _dual_forward(self, layout(DualForward))
-        self.dual_backward = _dual_backward(self, layout(DualBackward, DualSaved))
+        self.dual_backward = _dual_backward(self, layout(DualBackward, DualSaved), len(x._fields))  # type: ignore
 
     def __call__(self, x: Group, constants: Group, prepare: Prepare) -> Tensor:
         """Return out, whatever transform is active.
@@ -190,8 +213,7 @@ def _forward(op: TwiceDifferentiable, layout: Layout[Forward]) -> Step:
             op.refuse_constants(layout.restore(ctx.needs_input_grad).constants)
             if g is None:
                 return layout.partial()
-            kept = _kept(ctx, op.backward)._replace(g=g.unsqueeze(0))
-            return layout.partial(x=_first(op.backward.run(kept)))
+            return layout.partial(x=op.backward.run(_kept(ctx, op.backward)._replace(g=g)))
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
@@ -202,16 +224,10 @@ def _forward(op: TwiceDifferentiable, layout: Layout[Forward]) -> Step:
             _out, t_out, _state, t_state = op.dual_forward.apply(dual)
             return _laid_out(t_out.squeeze(0), kept.saved.out.stride()), t_state.squeeze(0)
 
-    def implementation(flat: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        return op.functions.forward(layout.restore(flat))
-
-    def fake(flat: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        return op.functions.fake_forward(layout.restore(flat))
-
-    return _registered(op, ForwardFunction, "", layout, 2, implementation, fake, op.batching.forward)
+    return _registered(op, "forward", ForwardFunction, layout, num_outputs=2)
 
 
-def _backward(op: TwiceDifferentiable, layout: Layout[Backward]) -> Step:
+def _backward(op: TwiceDifferentiable, layout: Layout[Backward], num: int) -> Step:
     class BackwardFunction(torch.autograd.Function):
         """Its derivatives treat out and state as functions of x."""
 
@@ -227,13 +243,15 @@ def _backward(op: TwiceDifferentiable, layout: Layout[Backward]) -> Step:
             if all(y is None for y in directions):
                 return layout.partial()
             kept = _kept(ctx, op.backward)
-            dual = DualForward(kept.x, directions, kept.constants, kept.options)
+            tangents, h = (directions, kept.g) if kept.has_many else (_stacked(directions), kept.g.unsqueeze(0))
+            dual = DualForward(kept.x, tangents, kept.constants, kept.options)
             _out, t_out, _state, t_state = op.dual_forward.apply(dual)
+            grad_g = t_out if kept.has_many else t_out.squeeze(0)
             if not any(needed.x):
-                return layout.partial(g=t_out)
+                return layout.partial(g=grad_g)
             saved = DualSaved(kept.saved.out, t_out, kept.saved.state, t_state)
-            joint = DualBackward(None, kept.g, kept.x, directions, kept.constants, saved, kept.options)
-            return layout.partial(g=t_out, x=_primal_gradients(op, joint))
+            joint = DualBackward(None, h, kept.x, tangents, kept.constants, saved, kept.options)
+            return layout.partial(g=grad_g, x=_primal_gradients(op, joint))
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
@@ -246,19 +264,15 @@ def _backward(op: TwiceDifferentiable, layout: Layout[Backward]) -> Step:
                 t_out, t_state = _stacked(given.saved)
                 saved = DualSaved(kept.saved.out, t_out, kept.saved.state, t_state)
                 joint = DualBackward(None, None, kept.x, _stacked(given.x), kept.constants, saved, kept.options)
-                t_gs = [None] * len(kept.g) if given.g is None else given.g
-                each = [_primal_gradients(op, joint._replace(g=t_g, h=g[None])) for g, t_g in zip(kept.g, t_gs)]
-                grads = [torch.stack(dxs) for dxs in zip(*each)]
+                if kept.has_many:
+                    t_gs = [None] * len(kept.g) if given.g is None else given.g
+                    each = [_primal_gradients(op, joint._replace(g=t_g, h=g[None])) for g, t_g in zip(kept.g, t_gs)]
+                    grads = [torch.stack(dxs) for dxs in zip(*each)]
+                else:
+                    grads = _primal_gradients(op, joint._replace(g=given.g, h=kept.g.unsqueeze(0)))
             return tuple(_laid_out(dx, strides) for dx, strides in zip(grads, ctx.strides))
 
-    def implementation(flat: Sequence[Any]) -> tuple[Tensor, ...]:
-        return tuple(op.functions.backward(layout.restore(flat)))
-
-    def fake(flat: Sequence[Any]) -> tuple[Tensor, ...]:
-        return tuple(op.functions.fake_backward(layout.restore(flat)))
-
-    num = len(layout.restore(range(layout.size)).x)
-    return _registered(op, BackwardFunction, "_backward", layout, num, implementation, fake, op.batching.backward)
+    return _registered(op, "backward", BackwardFunction, layout, num_outputs=num)
 
 
 def _dual_forward(op: TwiceDifferentiable, layout: Layout[DualForward]) -> Step:
@@ -279,8 +293,7 @@ def _dual_forward(op: TwiceDifferentiable, layout: Layout[DualForward]) -> Step:
                 return layout.partial(x=grads[:num], tangents=t_grads)
             if g is not None:
                 saved = Saved(kept.saved.out, kept.saved.state)
-                first_order = Backward(g.unsqueeze(0), kept.x, kept.constants, saved, kept.options)
-                return layout.partial(x=_first(op.backward.run(first_order)))
+                return layout.partial(x=op.backward.run(Backward(g, kept.x, kept.constants, saved, kept.options)))
             return layout.partial()
 
         @staticmethod
@@ -290,16 +303,10 @@ def _dual_forward(op: TwiceDifferentiable, layout: Layout[DualForward]) -> Step:
                 "without other transforms between them): take a second derivative as jvp(grad(f)) or grad(jvp(f))"
             )
 
-    def implementation(flat: Sequence[Any]) -> tuple[Tensor, ...]:
-        return op.functions.dual_forward(layout.restore(flat))
-
-    def fake(flat: Sequence[Any]) -> tuple[Tensor, ...]:
-        return op.functions.fake_dual_forward(layout.restore(flat))
-
-    return _registered(op, DualForwardFunction, "_dual", layout, 4, implementation, fake, op.batching.dual_forward)
+    return _registered(op, "dual_forward", DualForwardFunction, layout, num_outputs=4)
 
 
-def _dual_backward(op: TwiceDifferentiable, layout: Layout[DualBackward]) -> Step:
+def _dual_backward(op: TwiceDifferentiable, layout: Layout[DualBackward], num: int) -> Step:
     class DualBackwardFunction(torch.autograd.Function):
         """The last derivative.
 
@@ -321,52 +328,35 @@ def _dual_backward(op: TwiceDifferentiable, layout: Layout[DualBackward]) -> Ste
                 op.refuse_third_order()
             return tuple(torch.full_like(x, torch.nan) for x in ctx.saved_tensors)
 
-    def implementation(flat: Sequence[Any]) -> tuple[Tensor, ...]:
-        joint = layout.restore(flat)
-        grads, t_grads = op.functions.dual_backward(joint)
-        # an op cannot return None: an absent tangent has an empty gradient
-        return *grads, *(joint.h.new_empty(0) if dt is None else dt for dt in t_grads)
-
-    def fake(flat: Sequence[Any]) -> tuple[Tensor, ...]:
-        joint = layout.restore(flat)
-        return tuple(joint.h.new_empty(0) if y is None else y.new_empty(y.shape) for y in (*joint.x, *joint.tangents))
-
-    num = 2 * len(layout.restore(range(layout.size)).x)
-    return _registered(
-        op, DualBackwardFunction, "_dual_backward", layout, num, implementation, fake, op.batching.dual_backward
-    )
+    return _registered(op, "dual_backward", DualBackwardFunction, layout, num_outputs=2 * num)
 
 
-def _registered(
-    op: TwiceDifferentiable,
-    function: Any,
-    suffix: str,
-    layout: Layout[Any],
-    num_outputs: int,
-    implementation: Callable[[Sequence[Any]], Any],
-    fake: Callable[[Sequence[Any]], Any],
-    rule: Callable[..., Any],
-) -> Step:
-    """Complete an autograd.Function that has its derivative rules, and register a custom op with the same rules."""
+def _registered(op: TwiceDifferentiable, role: str, function: Any, layout: Layout[Any], num_outputs: int) -> Step:
+    """Complete an autograd.Function that has its derivative rules, and register a custom op with the same rules.
 
-    def compute(*flat: Any) -> Any:
-        with _full_precision(flat):
-            return implementation(flat)
+    role: names the function in :class:`Functions`, its fake and its vmap rule.
+    """
+    implementation, fake = getattr(op.functions, role), getattr(op.functions, f"fake_{role}")
+    rule, name = getattr(op.batching, role), op.name + _SUFFIXES[role]
+
+    def compute(call: Any) -> Any:
+        with _full_precision(call.x[0]):
+            return implementation(call)
 
     def forward(*flat: Any) -> Any:
-        return _call(custom, *flat)
+        return compute(layout.restore(flat)) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # apply asks at every call
-    function.__name__ = function.__qualname__ = "".join(part.title() for part in (op.name + suffix).split("_"))
+    function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
     function.forward = staticmethod(forward)
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
-    custom = custom_op(op.name + suffix, schema)(compute)
-    custom.register_fake(lambda *flat: fake(flat))
+    custom = custom_op(name, schema)(lambda *flat: compute(layout.restore(flat)))
+    custom.register_fake(lambda *flat: fake(layout.restore(flat)))
     custom.register_autograd(function.backward, setup_context=function.setup_context)
     custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
-    return Step(layout, function, custom)
+    return Step(layout, compute, function, custom)
 
 
 def _keep(ctx: Any, step: Step, backward_call: Group) -> None:
@@ -392,18 +382,13 @@ def _stacked(tangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else t.unsqueeze(0) for t in tangents)
 
 
-def _first(grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Remove the axis K of length 1."""
-    return tuple(dx.squeeze(0) for dx in grads)
-
-
 def _laid_out(x: Tensor, strides: Sequence[int]) -> Tensor:
     """Return x in the memory order of a dense tensor with these strides, which forward AD wants of a tangent."""
     order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
     return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
 
 
-def _full_precision(args: Sequence[Any]) -> AbstractContextManager[object]:
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Disable autocast inside an op: it has been applied to the arguments."""
-    device = next(x for x in args if isinstance(x, Tensor)).device.type
+    device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NO_CONTEXT

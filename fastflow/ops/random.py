@@ -57,7 +57,7 @@ class GaussianNoise:
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating point type, got {dtype}")
         device = torch.device(device)
-        implementation = _backend.resolve(backend, "noise", torch.empty(0, device=device))  # drawn in fp32
+        implementation = _backend.resolve(backend, "noise", _backend.Operand(torch.float32, device))
         return call(_gaussian, list(shape), self.seed, self.offset, dtype, device, implementation)
 
 

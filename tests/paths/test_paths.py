@@ -1,4 +1,4 @@
-"""Every path: its velocity is the derivative of its position, its ends are right, its conversions invert."""
+"""Every path: velocity, end points, training times and conversions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Log-densities against closed forms, and of trained models."""
+"""Log-densities against closed forms, and those of trained models."""
 
 import math
 import sys
@@ -25,7 +25,8 @@ def test_mixture_flow_within_a_thousandth_of_a_nat_a_dimension(path):
     flow = GaussianMixtureFlow.example(path)
     x = flow.sample(200)
     truth = flow.log_prob(x, torch.full((200,), path.domain[1], dtype=x.dtype))
-    heun, rk4 = (likelihood(flow, x, num_steps=100, solver=s).log_prob - truth for s in ("heun", "rk4"))
+    steps = {"heun": 100, "rk4": 100 if isinstance(path, paths.LinearVP) else 50}  # d_beta is infinite at t = 1
+    heun, rk4 = (likelihood(flow, x, num_steps=n, solver=s).log_prob - truth for s, n in steps.items())
     assert heun.mean().abs() <= 2 * 1e-4
     assert heun.square().mean().sqrt() <= 2 * 1e-3
     assert rk4.abs().max() <= 1e-4
@@ -68,7 +69,7 @@ def test_estimates_agree_within_their_standard_error(method):
 
 
 def test_probes_are_the_same_for_the_whole_solve():
-    """Every field evaluation multiplies the Jacobian by the same vectors: a probe's error does not average out."""
+    """Every evaluation multiplies the Jacobian by the same vectors, so a probe's error does not average out."""
     A = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)  # εᵀ A ε = ±1, trace 0
     x = torch.zeros(64, 2, dtype=torch.float64)
     r = ff.log_likelihood(lambda x, t: x @ A.T, x, num_steps=50)
@@ -84,7 +85,7 @@ def test_density_of_the_mixture_flow_integrates_to_one():
 
 @pytest.mark.slow
 def test_density_of_a_trained_model_integrates_to_one():
-    model = trained_points("eight_gaussians")
+    model = trained_points("eight_gaussians", steps=300)
     axis = torch.linspace(-11, 11, 90)
     with torch.no_grad():
         r = ff.log_likelihood(model, torch.cartesian_prod(axis, axis), method="exact", num_steps=50)

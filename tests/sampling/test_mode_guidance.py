@@ -1,4 +1,4 @@
-"""Mode-seeking guidance: what it equals, and what it does to samples."""
+"""Mode-seeking guidance: its closed forms, and its effect on samples."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def points(*shape: int) -> Tensor:
 
 
 def double_backward(velocity, x: Tensor, t: Tensor, probes: Tensor) -> Tensor:
-    """``−∇ mean_k ε_kᵀ J ε_k``, one vector-Jacobian product after another on autograd's tape."""
+    """Return ``−∇ mean_k ε_kᵀ J ε_k``, by one vector-Jacobian product after another on autograd's tape."""
     x = x.detach().requires_grad_()
     value = velocity(x, t)
     total = 0.0
@@ -117,18 +117,19 @@ def test_guidance_raises_the_exact_likelihood_of_the_mixture():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["moons", "eight_gaussians"])
-def test_guidance_raises_the_exact_likelihood_of_trained_points(name):
-    model = trained_points(name)
+@pytest.mark.parametrize(("name", "steps"), [("moons", 300), ("eight_gaussians", 60)])
+def test_guidance_raises_the_exact_likelihood_of_trained_points(name, steps):
+    """After few enough steps that the rise is several standard errors, from almost any initial weights."""
+    model = trained_points(name, steps)
     x0 = ff.GaussianNoise(3).materialize((500, 2))
     with torch.no_grad():
-        plain, guided = (
+        unguided, guided = (
             ff.log_likelihood(
                 model, ff.sample_ode(model, x0, num_steps=50, mode_guidance=w), method="exact", num_steps=50
             ).log_prob.mean()
             for w in (0.0, 0.5)
         )
-    assert guided > plain + 0.02
+    assert guided > unguided + 0.02
 
 
 @pytest.mark.slow
@@ -140,12 +141,12 @@ def test_guidance_raises_the_estimated_likelihood_of_trained_digits():
         return model(x, t, y)
 
     with torch.no_grad():
-        plain, guided = (
+        unguided, guided = (
             ff.log_likelihood(
                 velocity, ff.sample_ode(velocity, x0, num_steps=15, mode_guidance=w), num_probes=4, num_steps=15
             )
             for w in (0.0, 1.0)
         )
-    rise = guided.log_prob - plain.log_prob
-    error = (guided.stderr.square() + plain.stderr.square()).mean().sqrt() / len(rise) ** 0.5
+    rise = guided.log_prob - unguided.log_prob
+    error = (guided.stderr.square() + unguided.stderr.square()).mean().sqrt() / len(rise) ** 0.5
     assert rise.mean() > 4 * error

@@ -106,7 +106,7 @@ def test_integer_states_are_refused() -> None:
 
 
 def labelled(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """A "model" whose velocity shows its label and time."""
+    """Return a velocity that shows the label and the time."""
     return (10.0 * y + t)[:, None].expand_as(x)
 
 

@@ -1,4 +1,4 @@
-"""Softmax attention with every derivative: one function for every mode of ``torch.func`` and of autograd."""
+"""Softmax attention, one function for every mode of ``torch.func`` and autograd."""
 
 import functools
 import logging
@@ -41,7 +41,7 @@ def attention(
         key: ``[..., Hk, Nk, D]``; leading dimensions broadcast.
         value: ``[..., Hk, Nk, Dv]``.
         attn_mask: broadcastable to ``[..., Hq, Nq, Nk]``; bool (true attends) or floating point (added after scaling,
-            -inf allowed). A floating point mask that requires grad is served by attention with quadratic memory.
+            -inf allowed). A floating point mask that requires grad takes quadratic memory.
         dropout_p: must be 0.
         is_causal: query i attends to keys j <= i; not together with attn_mask.
         scale: s, by default ``1 / sqrt(D)``.
@@ -53,7 +53,7 @@ def attention(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit, a backend that cannot serve.
+        ValueError: shapes or devices do not match, or the backend cannot run on these tensors.
         NotImplementedError: dropout_p > 0; a third derivative; forward mode inside forward mode.
 
     Source: Vaswani et al., 1706.03762, eq. 1; the derivatives are derived in ``kernels/attention/README.md``.
@@ -92,15 +92,15 @@ def attention_jvp(
 
     Args:
         query, key, value, attn_mask, is_causal, scale, enable_gqa, backend: as for :func:`attention`.
-        query_tangent: None for zero (its products are skipped), or the shape of query, or K tangents ``[K, ...]`` that
+        query_tangent: None for zero (its GEMMs are skipped), or the shape of query, or K tangents ``[K, ...]`` that
             share one softmax; in the dtype of query or in float32. Likewise key_tangent and value_tangent.
 
     Returns:
-        O, ``[..., Hq, Nq, Dv]``, and its tangent, with K in front where the tangents have it, in the tangents' dtype.
+        O, ``[..., Hq, Nq, Dv]``, and its tangent, with K in front if the tangents have it, in the tangents' dtype.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`attention`; no tangent at all; an attn_mask that requires
-            grad.
+        TypeError, ValueError, NotImplementedError: as :func:`attention`; all three tangents are None; attn_mask
+            requires grad.
 
     Source: ``kernels/attention/README.md``.
     """

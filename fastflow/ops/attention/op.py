@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..._dtypes import at_least_float32
 from .._calls import Backward, DualBackward, DualForward, Forward
-from .._twice_differentiable import Functions, TwiceDifferentiable
+from .._twice_differentiable import Functions, TwiceDifferentiable, absent
 from .batching import JoinMask
 from .select import IMPLEMENTATIONS, expanded
 
@@ -32,62 +32,58 @@ class Options(NamedTuple):
     implementation: str
 
 
-def forward(call: Forward) -> tuple[Tensor, Tensor]:
-    scale, is_causal, name = call.options
-    return IMPLEMENTATIONS[name].forward(*call.x, *call.constants, scale, is_causal)
+class AttentionFunctions(Functions):
+    """Each function runs on the implementation that the options name."""
 
+    def forward(self, call: Forward) -> tuple[Tensor, Tensor]:
+        scale, is_causal, name = call.options
+        return IMPLEMENTATIONS[name].forward(*call.x, *call.constants, scale, is_causal)
 
-def fake_forward(call: Forward) -> tuple[Tensor, Tensor]:
-    served_by, (q, k, v) = IMPLEMENTATIONS[call.options.implementation], call.x
-    if served_by.is_aten:
-        out, lse = forward(call)
-        return out, lse.to(at_least_float32(q))  # ATen's fake has float32 for float64 (2.11)
-    state = q.new_empty(served_by.state_shape(q, k), dtype=at_least_float32(q))
-    return v.new_empty((*q.shape[:-1], v.shape[-1])), state
+    def fake_forward(self, call: Forward) -> tuple[Tensor, Tensor]:
+        implementation, (q, k, v) = IMPLEMENTATIONS[call.options.implementation], call.x
+        if implementation.is_aten:
+            out, lse = self.forward(call)
+            return out, lse.to(at_least_float32(q))  # ATen's fake has float32 for float64 (2.11)
+        state = q.new_empty(implementation.state_shape(q, k), dtype=at_least_float32(q))
+        return v.new_empty((*q.shape[:-1], v.shape[-1])), state
 
+    def backward(self, call: Backward) -> tuple[Tensor, ...]:
+        scale, is_causal, name = call.options
+        if not call.has_many:
+            return IMPLEMENTATIONS[name].backward(call.g, *call.x, *call.constants, *call.saved, scale, is_causal)
+        if len(call.g) == 1:
+            return tuple(dx.unsqueeze(0) for dx in self.backward(call._replace(g=call.g.squeeze(0))))
+        # (13) of kernels/attention/README.md: the backward without tangents is (12) with G in place of H
+        operands = (*call.x, None, None, None, _mask(call), call.saved.out, None, call.saved.state, None)
+        *_, dq, dk, dv = IMPLEMENTATIONS[name].dual_backward(
+            None, call.g, *operands, scale=scale, is_causal=is_causal, need_tangent_grads=True
+        )
+        return dq, dk, dv
 
-def backward(call: Backward) -> tuple[Tensor, ...]:
-    """dq, dk, dv for K cotangents, which share one softmax."""
-    scale, is_causal, name = call.options
-    if len(call.g) == 1:
-        tensors = (call.g.squeeze(0), *call.x, *call.constants, *call.saved)
-        grads = IMPLEMENTATIONS[name].backward(*tensors, scale, is_causal)
-        return tuple(dx.unsqueeze(0) for dx in grads)
-    # the backward without tangents is (12) of kernels/attention/README.md with H := G
-    operands = (*call.x, None, None, None, _mask(call), call.saved.out, None, call.saved.state, None)
-    *_, dq, dk, dv = IMPLEMENTATIONS[name].dual_backward(
-        None, call.g, *operands, scale=scale, is_causal=is_causal, need_tangent_grads=True
-    )
-    return dq, dk, dv
+    def fake_backward(self, call: Backward) -> tuple[Tensor, ...]:
+        if IMPLEMENTATIONS[call.options.implementation].is_aten and not (call.has_many and len(call.g) > 1):
+            return self.backward(call)
+        return super().fake_backward(call)
 
+    def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scale, is_causal, name = call.options
+        tensors = (*call.x, *call.tangents, _mask(call))
+        return IMPLEMENTATIONS[name].dual_forward(*tensors, scale=scale, is_causal=is_causal)
 
-def fake_backward(call: Backward) -> tuple[Tensor, ...]:
-    if len(call.g) == 1 and IMPLEMENTATIONS[call.options.implementation].is_aten:
-        return backward(call)
-    return tuple(y.new_empty((len(call.g), *y.shape)) for y in call.x)
+    def fake_dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v = call.x
+        tangents = [t for t in call.tangents if t is not None]
+        num, dtype = tangents[0].shape[0], at_least_float32(q, *tangents)
+        state_shape = IMPLEMENTATIONS[call.options.implementation].state_shape(q, k)
+        out = v.new_empty((*q.shape[:-1], v.shape[-1]))
+        t_out = tangents[0].new_empty((num, *out.shape))
+        return out, t_out, q.new_empty(state_shape, dtype=dtype), q.new_empty((num, *state_shape), dtype=dtype)
 
-
-def dual_forward(call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scale, is_causal, name = call.options
-    return IMPLEMENTATIONS[name].dual_forward(*call.x, *call.tangents, _mask(call), scale=scale, is_causal=is_causal)
-
-
-def fake_dual_forward(call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q, k, v = call.x
-    tangents = [t for t in call.tangents if t is not None]
-    num, dtype = tangents[0].shape[0], at_least_float32(q, *tangents)
-    state_shape = IMPLEMENTATIONS[call.options.implementation].state_shape(q, k)
-    out = v.new_empty((*q.shape[:-1], v.shape[-1]))
-    t_out = tangents[0].new_empty((num, *out.shape))
-    return out, t_out, q.new_empty(state_shape, dtype=dtype), q.new_empty((num, *state_shape), dtype=dtype)
-
-
-def dual_backward(call: DualBackward) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-    scale, is_causal, name = call.options
-    dq, dk, dv, *t_grads = IMPLEMENTATIONS[name].dual_backward(
-        call.g, call.h, *call.x, *call.tangents, _mask(call), *call.saved, scale=scale, is_causal=is_causal
-    )
-    return (dq, dk, dv), tuple(t_grads)
+    def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
+        scale, is_causal, name = call.options
+        tensors = (call.g, call.h, *call.x, *call.tangents, _mask(call), *call.saved)
+        grads = IMPLEMENTATIONS[name].dual_backward(*tensors, scale=scale, is_causal=is_causal)
+        return tuple(absent(call.h) if dx is None else dx for dx in grads)
 
 
 def _mask(call: Backward | DualForward | DualBackward) -> Tensor | None:
@@ -99,7 +95,7 @@ OP = TwiceDifferentiable(
     x=Primals,
     constants=Constants,
     options=Options,
-    functions=Functions(forward, backward, dual_forward, dual_backward, fake_forward, fake_backward, fake_dual_forward),
+    functions=AttentionFunctions(),
     batching=JoinMask(),
     instead="attention written out, softmax(QKᵀ) V,",
 )

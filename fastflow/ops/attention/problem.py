@@ -1,4 +1,4 @@
-"""What attention accepts, and the one form the ops work on."""
+"""Check the arguments of attention and bring them to the one form the op works on."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Problem(NamedTuple):
     mask: Tensor | None  # [B or 1, Hq or 1, Nq or 1, Nk or 1]
     scale: float
     is_causal: bool
-    lead: tuple[int, ...]  # what B stands for
+    lead: tuple[int, ...]  # the leading dimensions that B flattens
     out_shape: tuple[int, ...]
 
     def with_primals(self, query: Tensor, key: Tensor, value: Tensor) -> "Problem":
@@ -38,7 +38,7 @@ def canonical(
     if _number("dropout_p", dropout_p) != 0:
         raise NotImplementedError(
             f"dropout_p must be 0, got {dropout_p}: the fused derivatives have no dropout. Set the model's attention "
-            "dropout to 0 (a flow model needs none), or call F.scaled_dot_product_attention where no JVP is taken"
+            "dropout to 0 (flow models need none), or call F.scaled_dot_product_attention where no JVP is taken"
         )
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
@@ -49,7 +49,7 @@ def canonical(
     rows = (*lead, *query.shape[-3:-1])
     if attn_mask is not None:
         if is_causal:
-            raise ValueError("attn_mask must be None where is_causal is true, got both")
+            raise ValueError("attn_mask must be None if is_causal is true, got both")
         attn_mask = _canonical_mask(attn_mask, query, lead, (*rows, key.shape[-2]))
     out_shape = (*rows, value.shape[-1])
     query, key, value = (four_dimensional(x, lead) for x in (query, key, value))
@@ -57,7 +57,7 @@ def canonical(
 
 
 def _are_alike(query: Any, key: Any, value: Any) -> bool:
-    """Whether this is plain self-attention, four-dimensional already: what trainers call, and soon checked."""
+    """Return True for four-dimensional self-attention, which trainers call and which is quick to check."""
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         return False
     shape, dtype, device = query.shape, query.dtype, query.device
@@ -74,9 +74,9 @@ def _are_alike(query: Any, key: Any, value: Any) -> bool:
 def canonical_tangents(
     primals: Sequence[Tensor], tangents: Sequence[Any], lead: tuple[int, ...]
 ) -> tuple[list[Tensor | None], int | None]:
-    """Check the tangents of :func:`fastflow.attention_jvp`; return them with an axis K in front, and K as it was given.
+    """Check the tangents of :func:`fastflow.attention_jvp`; return them ``[K, B, H, N, D]``, and K as it was given.
 
-    primals: query, key and value as the caller gave them. K is None where the tangents had no axis of their own.
+    primals: query, key and value as the caller gave them. K is None if the tangents had no axis for it.
     """
     sizes: dict[str, int | None] = {}
     for name, x, tx in zip(("query", "key", "value"), primals, tangents):
@@ -109,7 +109,7 @@ def canonical_tangents(
 
 
 def four_dimensional(x: Tensor, lead: tuple[int, ...], keep: int = 0) -> Tensor:
-    """``[..., H, N, D]`` to ``[B, H, N, D]``, after ``keep`` axes that stay; ``[N, D]`` has one head."""
+    """Reshape ``[..., H, N, D]`` to ``[B, H, N, D]`` behind ``keep`` axes that stay; ``[N, D]`` has one head."""
     front, own = x.shape[:keep], x.shape[keep:]
     if len(own) == 2:
         return x.unsqueeze(keep).unsqueeze(keep)
@@ -152,7 +152,7 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
 
 
 def _common_lead(*tensors: Tensor) -> tuple[int, ...]:
-    """The leading dimensions of ``[..., H, N, D]``, broadcast."""
+    """Broadcast the leading dimensions of ``[..., H, N, D]``."""
     leads = [x.shape[:-3] for x in tensors]
     if all(lead == leads[0] for lead in leads):
         return tuple(leads[0])

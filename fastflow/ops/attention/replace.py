@@ -9,7 +9,7 @@ from .api import attention
 
 
 class replace_sdpa(TorchFunctionMode):  # noqa: N801
-    """Inside this context ``F.scaled_dot_product_attention`` is :func:`attention`, however a model imported it.
+    """Run :func:`attention` in place of ``F.scaled_dot_product_attention``, however a model imported that.
 
     >>> with replace_sdpa():
     ...     out, out_tangent = torch.func.jvp(model, (x,), (v,))

@@ -46,8 +46,7 @@ def select(problem: Problem, backend: str) -> Implementation:
     q, k, v, mask, is_causal = problem.query, problem.key, problem.value, problem.mask, problem.is_causal
     wanted = _backend.requested(backend)
     kernels = _backend.resolve(backend, "attention", q, k, v)
-    head_dim = max(q.shape[-1], v.shape[-1])
-    if kernels == "triton" and head_dim > MAX_HEAD_DIM:
+    if kernels == "triton" and (head_dim := max(q.shape[-1], v.shape[-1])) > MAX_HEAD_DIM:
         if wanted == "triton":
             raise ValueError(
                 f"backend='triton' cannot serve attention: the kernels take head dimensions up to {MAX_HEAD_DIM}, "

@@ -19,10 +19,10 @@ def points(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def linear(A: Tensor):
-    """x to A x on the elements of each sample."""
+    """Return the field that maps the elements of each sample to A x."""
     return lambda x: (x.flatten(1) @ A.T).view(x.shape) if x.ndim > 1 else A[0, 0] * x
 
 
 def curved(A: Tensor):
-    """A nonlinear field with a full Jacobian."""
+    """Return a nonlinear field with a full Jacobian."""
     return lambda x: torch.tanh(linear(A)(x)) * (1 + x.square())

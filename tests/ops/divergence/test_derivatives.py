@@ -38,7 +38,7 @@ def test_gradient_of_hutch_plus_plus_holds_its_sketch_fixed(mode):
 
 @modes
 def test_gradient_in_parameters_alone(mode):
-    """x is no part of the graph, the field's parameters are."""
+    """The field's parameters are in the graph, x is not."""
     x, W = points(5, 4), matrix(4).requires_grad_()
     r = ff.divergence(lambda x: torch.tanh(x @ W.T), x, method="exact", mode=mode)
     (got,) = torch.autograd.grad(r.divergence.sum(), W)
@@ -111,8 +111,8 @@ def test_compiles_whole_with_the_chunk_loop_inside(mode, backend, device):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-@methods
-def test_every_method_compiles_whole(method):
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[2]], ids=["exact", "hutch++"])
+def test_the_other_methods_compile_whole(method):
     x, field = points(4, 6, dtype=torch.float32), curved(matrix(6, torch.float32))
 
     def f(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The divergence: closed forms, every method and mode, derivatives, transforms, errors."""
+"""The divergence against closed forms, in every method and mode."""
 
 import math
 
@@ -64,7 +64,7 @@ ONCE_DIFFERENTIABLE = {"scaled dot product"}
 @modes
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_networks_are_made_of(name, recorded, mode):
+def test_layers_of_networks(name, recorded, mode):
     if name in ONCE_DIFFERENTIABLE and mode == "forward":
         pytest.skip("PyTorch has no forward mode for it")
     field, x = NETWORKS[name], points(2, 4, 5, 6)
@@ -79,8 +79,8 @@ def test_what_networks_are_made_of(name, recorded, mode):
 
 @pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ONCE_DIFFERENTIABLE])
-def test_gradient_through_what_networks_are_made_of(name, together):
-    """Against finite differences: fused norms and batched pulls have both lost part of this gradient in PyTorch."""
+def test_gradient_through_layers_of_networks(name, together):
+    """Against finite differences: in PyTorch, fused norms and batched pullbacks have both lost part of it."""
     field, x = NETWORKS[name], points(1, 4, 5, 6).requires_grad_()
 
     def total(x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_diagonal_jacobians_need_one_sign_probe():
 
 @modes
 def test_hutch_plus_plus_is_exact_on_few_large_eigenvalues(mode):
-    """A Jacobian of rank two lies in the sketch of seven products: no variance remains."""
+    """The sketch of seven Jacobian products spans a Jacobian of rank two, so no variance remains."""
     U, V = points(2, 12), points(3, 2, 12)[2]
     r = ff.divergence(linear(U.T @ V), points(5, 12), method="hutch++", num_probes=7, mode=mode)
     torch.testing.assert_close(r.divergence, (U * V).sum().expand(5), rtol=1e-10, atol=1e-10)
@@ -177,7 +177,7 @@ def test_half_precision_divergence_is_summed_in_fp32(mode):
 @modes
 @methods
 def test_triton_and_reference_agree(method, mode, device):
-    """On their devices: the probes are the same numbers on both."""
+    """Triton on the GPU, if there is one, PyTorch on the CPU; the probes are the same numbers on both."""
     x, A = points(4, 2, 33, dtype=torch.float32), matrix(66, torch.float32) / 8
     kwargs = {"mode": mode, "chunk_size": 2, **method}
 
@@ -188,6 +188,6 @@ def test_triton_and_reference_agree(method, mode, device):
         y = x.to(device)
         return divergence(y).cpu(), torch.func.grad(lambda x: divergence(x).square().sum())(y).cpu()
 
-    triton, plain = both("triton", device), both("reference", torch.device("cpu"))
-    torch.testing.assert_close(triton[0], plain[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(triton[1], plain[1], rtol=1e-4, atol=1e-4)
+    triton, reference = both("triton", device), both("reference", torch.device("cpu"))
+    torch.testing.assert_close(triton[0], reference[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(triton[1], reference[1], rtol=1e-4, atol=1e-4)

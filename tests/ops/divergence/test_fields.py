@@ -1,4 +1,4 @@
-"""Fields that are special, and what divergence refuses or remarks."""
+"""Special fields, invalid arguments, and hints."""
 
 import logging
 import weakref
@@ -98,7 +98,7 @@ def test_inference_mode_is_refused(mode):
 
 
 class PeakMemory(TorchDispatchMode):
-    """The largest number of bytes that tensors made inside held at one time."""
+    """Track the largest number of bytes held at one time by tensors made inside."""
 
     def __init__(self) -> None:
         super().__init__()

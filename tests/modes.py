@@ -1,0 +1,219 @@
+"""The modes of differentiation, for the tests of every op: each computes something of a function of several tensors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+Function = Callable[..., Tensor]
+Mode = Callable[[Function, "Problem"], Any]
+MODES: dict[str, Mode] = {}
+
+
+@dataclass
+class Problem:
+    """Where a function is differentiated.
+
+    x: n tensors; t: a tangent of each; ts: K tangents of each; xs: K points, each ``[K, ...]``; w, ws: weights of the
+    result and of K results in a scalar loss.
+    """
+
+    x: Sequence[Tensor]
+    t: Sequence[Tensor]
+    ts: Sequence[Tensor]
+    xs: Sequence[Tensor]
+    w: Tensor
+    ws: Tensor
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """The positions of x."""
+        return tuple(range(len(self.x)))
+
+    @property
+    def everything(self) -> tuple[int, ...]:
+        """The positions of x and then t."""
+        return tuple(range(2 * len(self.x)))
+
+    def halves(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Split primals and tangents."""
+        return tuple(tensors[: len(self.x)]), tuple(tensors[len(self.x) :])
+
+    def loss(self, f: Function) -> Callable[..., Tensor]:
+        return lambda *x: (f(*x) * self.w).sum() + f(*x).square().sum()
+
+
+def mode(function: Mode) -> Mode:
+    MODES[function.__name__] = function
+    return function
+
+
+@mode
+def forward(f: Function, p: Problem) -> Any:
+    return f(*p.x)
+
+
+@mode
+def forward_mode(f: Function, p: Problem) -> Any:
+    return jvp(f, tuple(p.x), tuple(p.t))
+
+
+@mode
+def reverse_mode(f: Function, p: Problem) -> Any:
+    return grad(p.loss(f), p.every)(*p.x)
+
+
+def _tangent_loss(f: Function, p: Problem) -> Callable[..., Tensor]:
+    def loss(*x: Tensor) -> Tensor:
+        out, t_out = jvp(f, *p.halves(x))
+        return (out * p.w).sum() + t_out.square().sum()
+
+    return loss
+
+
+@mode
+def reverse_over_forward(f: Function, p: Problem) -> Any:
+    return grad(_tangent_loss(f, p), p.everything)(*p.x, *p.t)
+
+
+@mode
+def forward_over_reverse(f: Function, p: Problem) -> Any:
+    return jvp(grad(p.loss(f), p.every), tuple(p.x), tuple(p.t))
+
+
+@mode
+def reverse_over_reverse(f: Function, p: Problem) -> Any:
+    def directional(*x: Tensor) -> Tensor:
+        return sum((g * t).sum() for g, t in zip(grad(p.loss(f), p.every)(*x), p.t))
+
+    return grad(directional, p.every)(*p.x)
+
+
+@mode
+def vmap_of_jvp(f: Function, p: Problem) -> Any:
+    return vmap(lambda *t: jvp(f, tuple(p.x), t))(*p.ts)
+
+
+@mode
+def vmap_of_jvp_of_mapped_primals(f: Function, p: Problem) -> Any:
+    dims = tuple((0, None, 1)[i % 3] for i in range(len(p.x)))
+
+    def mapped(many: Sequence[Tensor], one: Sequence[Tensor]) -> list[Tensor]:
+        return [b if dim is None else a.movedim(0, dim) for a, b, dim in zip(many, one, dims)]
+
+    return vmap(lambda *x: jvp(f, *p.halves(x)), dims * 2)(*mapped(p.xs, p.x), *mapped(p.ts, p.t))
+
+
+@mode
+def grad_of_vmap_of_jvp(f: Function, p: Problem) -> Any:
+    def loss(*x: Tensor) -> Tensor:
+        return (vmap(lambda *t: jvp(f, p.halves(x)[0], t)[1])(*p.halves(x)[1]) * p.ws).sum()
+
+    return grad(loss, p.everything)(*p.x, *p.ts)
+
+
+@mode
+def vmap_of_grad_of_jvp(f: Function, p: Problem) -> Any:
+    return vmap(lambda *t: grad(_tangent_loss(f, p), p.everything)(*p.x, *t))(*p.ts)
+
+
+@mode
+def vmap_of_vjp(f: Function, p: Problem) -> Any:
+    return vmap(vjp(f, *p.x)[1])(p.ws)
+
+
+@mode
+def vmap_of_grad(f: Function, p: Problem) -> Any:
+    return vmap(grad(p.loss(f), p.every))(*p.xs)
+
+
+@mode
+def grad_of_vmap(f: Function, p: Problem) -> Any:
+    return grad(lambda *x: (vmap(f)(*x) * p.ws).sum(), p.every)(*p.xs)
+
+
+@mode
+def jvp_of_vmap(f: Function, p: Problem) -> Any:
+    return jvp(vmap(f), tuple(p.xs), tuple(p.ts))
+
+
+@mode
+def vmap_of_one_argument(f: Function, p: Problem) -> Any:
+    first, second, *rest = p.x
+    unmapped = (None,) * len(rest)
+    return (
+        vmap(f, (0, None, *unmapped))(p.xs[0], second, *rest),
+        vmap(f, (None, 2, *unmapped))(first, p.xs[1].movedim(0, 2), *rest),
+    )
+
+
+@mode
+def jacobian_by_columns(f: Function, p: Problem) -> Any:
+    return jacfwd(f, p.every)(*p.x)
+
+
+@mode
+def jacobian_by_rows(f: Function, p: Problem) -> Any:
+    return jacrev(f, p.every)(*p.x)
+
+
+def _shifted_loss(f: Function, p: Problem) -> Callable[[Tensor], Tensor]:
+    """A loss of a vector [D], through the first two arguments: its Hessian is small."""
+    return lambda z: p.loss(f)(p.x[0] + z, p.x[1] * z, *p.x[2:])
+
+
+@mode
+def hessian_forward_over_reverse(f: Function, p: Problem) -> Any:
+    return hessian(_shifted_loss(f, p))(p.w.flatten()[: p.x[0].shape[-1]])
+
+
+@mode
+def hessian_reverse_over_reverse(f: Function, p: Problem) -> Any:
+    return jacrev(jacrev(_shifted_loss(f, p)))(p.w.flatten()[: p.x[0].shape[-1]])
+
+
+@mode
+def hessian_reverse_over_forward(f: Function, p: Problem) -> Any:
+    return jacrev(jacfwd(_shifted_loss(f, p)))(p.w.flatten()[: p.x[0].shape[-1]])
+
+
+@mode
+def create_graph_and_again(f: Function, p: Problem) -> Any:
+    x = [y.clone().requires_grad_() for y in p.x]
+    first = torch.autograd.grad(p.loss(f)(*x), x, create_graph=True)
+    return *first, *torch.autograd.grad(sum((g * t).sum() for g, t in zip(first, p.t)), x)
+
+
+@mode
+def dual_level_then_backward(f: Function, p: Problem) -> Any:
+    leaves = [y.clone().requires_grad_() for y in (*p.x, *p.t)]
+    with fwAD.dual_level():
+        out, t_out = fwAD.unpack_dual(f(*map(fwAD.make_dual, *p.halves(leaves))))
+    return torch.autograd.grad((out * p.w).sum() + t_out.square().sum(), leaves)
+
+
+@mode
+def dual_level_with_backward_inside(f: Function, p: Problem) -> Any:
+    leaves = [y.clone().requires_grad_() for y in (*p.x, *p.t)]
+    with fwAD.dual_level():
+        out, t_out = fwAD.unpack_dual(f(*map(fwAD.make_dual, *p.halves(leaves))))
+        grads = torch.autograd.grad((out * p.w).sum() + t_out.square().sum(), leaves)
+        return [fwAD.unpack_dual(x).primal for x in grads]
+
+
+@mode
+def dual_level_without_graph(f: Function, p: Problem) -> Any:
+    with fwAD.dual_level():
+        return tuple(fwAD.unpack_dual(f(*map(fwAD.make_dual, p.x, p.t))))
+
+
+@mode
+def dual_level_tangent_of_gradient(f: Function, p: Problem) -> Any:
+    with fwAD.dual_level():
+        duals = [fwAD.make_dual(x.clone().requires_grad_(), t) for x, t in zip(p.x, p.t)]
+        grads = torch.autograd.grad(p.loss(f)(*duals), duals, create_graph=True)
+        return [part for x in grads for part in fwAD.unpack_dual(x)]

@@ -1,0 +1,174 @@
+"""The wiring on an op that is not attention: a gated sine with a constant, ``out = offset + gate sin(w x)``."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from fastflow.ops._batching import JoinBatch
+from fastflow.ops._calls import Backward, DualBackward, DualForward, Forward
+from fastflow.ops._twice_differentiable import Functions, TwiceDifferentiable, absent
+from tests.compare import assert_close, tensors
+from tests.modes import MODES, Problem
+
+
+class Primals(NamedTuple):
+    x: Tensor  # [B, N]
+    gate: Tensor  # [B, N]
+
+
+class Constants(NamedTuple):
+    offset: Tensor | None  # [B, N]
+
+
+class Options(NamedTuple):
+    w: float
+    name: str
+
+
+CALLS: list[str] = []
+
+
+class GatedSine(Functions):
+    """state is ``w x``."""
+
+    def forward(self, call: Forward) -> tuple[Tensor, Tensor]:
+        CALLS.append("forward")
+        (x, gate), (offset,), w = call.x, call.constants, call.options.w
+        return gate * (w * x).sin() + (0 if offset is None else offset), w * x
+
+    def fake_forward(self, call: Forward) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(call.x.x), torch.empty_like(call.x.x)
+
+    def backward(self, call: Backward) -> tuple[Tensor, ...]:
+        CALLS.append("backward")
+        state, w = call.saved.state, call.options.w
+        return call.g * call.x.gate * w * state.cos(), call.g * state.sin()
+
+    def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        CALLS.append("dual_forward")
+        out, state = self.forward(Forward(call.x, call.constants, call.options))
+        tx, t_gate = call.tangents
+        t_state = torch.zeros_like(t_gate) if tx is None else call.options.w * tx
+        t_out = call.x.gate * state.cos() * t_state
+        return out, t_out if t_gate is None else t_out + t_gate * state.sin(), state, t_state
+
+    def fake_dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        one, many = call.x.x, next(t for t in call.tangents if t is not None)
+        return tuple(torch.empty_like(y) for y in (one, many, one, many))
+
+    def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
+        CALLS.append("dual_backward")
+        g, h, (_, gate), (tx, t_gate), w = call.g, call.h, call.x, call.tangents, call.options.w
+        sine, cosine, t_state = call.saved.state.sin(), call.saved.state.cos(), call.saved.t_state
+        dx, d_gate = -w * (h * gate * sine * t_state).sum(0), (h * cosine * t_state).sum(0)
+        if t_gate is not None:
+            dx = dx + w * (h * t_gate * cosine).sum(0)
+        if g is not None:
+            dx, d_gate = dx + g * gate * w * cosine, d_gate + g * sine
+        d_tx = absent(h) if tx is None else w * h * gate * cosine
+        return dx, d_gate, d_tx, absent(h) if t_gate is None else h * sine
+
+
+OP = TwiceDifferentiable(
+    "gated_sine",
+    x=Primals,
+    constants=Constants,
+    options=Options,
+    functions=GatedSine(),
+    batching=JoinBatch(),
+    instead="gate * sin(w x)",
+)
+W = 1.3
+
+
+def gated_sine(x: Tensor, gate: Tensor, offset: Tensor | None = None) -> Tensor:
+    return OP(Primals(x, gate), Constants(offset), lambda primals, tangents: (primals, tangents, Options(W, "toy")))
+
+
+def spelled_out(x: Tensor, gate: Tensor, offset: Tensor | None = None) -> Tensor:
+    return gate * (W * x).sin() + (0 if offset is None else offset)
+
+
+def draw(seed: int, *lead: int) -> Tensor:
+    return torch.randn(*lead, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+X, GATE, TX, T_GATE = (draw(seed) for seed in range(4))
+PROBLEM = Problem(
+    x=(X, GATE),
+    t=(TX, T_GATE),
+    ts=(draw(4, 4), draw(5, 4)),
+    xs=(draw(6, 4), draw(7, 4)),
+    w=draw(8),
+    ws=draw(9, 4),
+)
+WITH_A_CONSTANT = {
+    "mapped primals": lambda f: vmap(grad(lambda x: f(x, GATE, TX).square().sum()))(draw(9, 4)),
+    "mapped constant": lambda f: vmap(lambda c: jvp(lambda x: f(x, GATE, c), (X,), (TX,)))(draw(9, 4)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mode(mode):
+    got, want = (tensors(MODES[mode](f, PROBLEM)) for f in (gated_sine, spelled_out))
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("mode", WITH_A_CONSTANT)
+def test_mode_with_a_constant(mode):
+    for got, want in zip(*(tensors(WITH_A_CONSTANT[mode](f)) for f in (gated_sine, spelled_out)), strict=True):
+        assert_close(got, want, 1e-13)
+
+
+def test_numerically():
+    leaves = [X.clone().requires_grad_(), GATE.clone().requires_grad_()]
+    assert torch.autograd.gradcheck(gated_sine, leaves, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(gated_sine, leaves, check_fwd_over_rev=True)
+
+
+def test_tangents_share_one_pass():
+    CALLS.clear()
+    vmap(lambda t: jvp(gated_sine, (X, GATE), (t, T_GATE)))(draw(9, 4))
+    assert CALLS == ["dual_forward", "forward"]
+
+
+def test_compiles_in_one_graph():
+    torch._dynamo.reset()
+    leaves = [X.clone().requires_grad_(), GATE.clone().requires_grad_()]
+
+    def loss(f, x, gate):
+        out, tangent = jvp(lambda x: f(x, gate), (x,), (TX,))
+        return (out + tangent.square()).sum()
+
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(gated_sine, *leaves), leaves)
+    for a, b in zip(got, torch.autograd.grad(loss(spelled_out, *leaves), leaves)):
+        assert_close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("step", ["forward", "dual_forward"])
+def test_custom_ops_are_well_formed(step):
+    options = (W, "toy")
+    args = {"forward": (X, GATE, None), "dual_forward": (X, GATE, TX[None], None, None)}[step]
+    torch.library.opcheck(getattr(OP, step).op, (*args, *options))
+
+
+def test_what_is_refused_names_the_op():
+    third = grad(lambda x: grad(lambda x: grad(lambda x: gated_sine(x, GATE).sum())(x).sum())(x).sum())
+    with pytest.raises(NotImplementedError, match=r"gated_sine has no third derivative.*use gate \* sin"):
+        third(X)
+    with pytest.raises(NotImplementedError, match="gated_sine does not support forward-mode AD inside forward-mode AD"):
+        jvp(lambda x: jvp(lambda x: gated_sine(x, GATE), (x,), (TX,))[1], (X,), (TX,))
+    with pytest.raises(NotImplementedError, match=r"with respect to offset .* pass offset.detach\(\)"):
+        grad(lambda c: gated_sine(X, GATE, c).sum())(TX)
+
+
+def test_no_trace_of_attention():
+    from fastflow.ops import _batching, _calls, _twice_differentiable
+
+    for module in (_batching, _calls, _twice_differentiable):
+        with open(module.__file__) as file:
+            assert "attention" not in file.read()
