@@ -245,7 +245,8 @@ def test_compiles_without_a_graph_break_in_every_mode(device):
             torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
     agree_compiled(values, (3,), (4,), backend=traced())  # the second seed is a symbol
-    agree_compiled(functools.partial(dual, "triton"), (), backend=traced())
+    for backend in ("reference", "triton"):
+        agree_compiled(functools.partial(dual, backend), (), backend=traced())
     agree_compiled(transformed, (), backend=traced())
     agree_compiled(dual_and_value, (), backend="inductor")
 
