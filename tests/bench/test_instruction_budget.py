@@ -248,7 +248,7 @@ def test_committed_loops_multiply_what_the_mathematics_multiplies(committed):
 
 def test_gemms_of_every_direction_are_those_of_the_committed_rows(committed):
     seen = set()
-    for row in committed:
+    for row in (row for row in committed if row["family"] == "attention"):
         direction, _, D, *_ = row["case"].split()
         if direction in DIRECTIONS:
             x = row["budget"]
