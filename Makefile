@@ -31,13 +31,13 @@ bench-report: $(VENV)/.test
 	$(BIN)/python -m bench.report
 
 gpu-check:
-	PYTHONPATH=. python3 -m bench.gpu_check
+	PYTHONPATH=. python3 -m tests.gpu
 
 tune:
 	PYTHONPATH=. python3 -m bench.tune --write
 
 compile-report: $(VENV)/.test
-	$(BIN)/python -m bench.compile_report
+	$(BIN)/python -m bench.compiler
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache

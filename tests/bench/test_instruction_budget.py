@@ -11,6 +11,8 @@ from bench.compiler import budget_table
 from bench.compiler import report as compile_report
 from bench.compiler import sass as machine_code
 from bench.harness import rows as results
+from bench.harness.roofline import kernel_gemms
+from fastflow.kernels.attention.config import DIRECTIONS
 
 REFRESH = "python -m bench.compiler.budget_table"
 PADDED = {64: 64, 72: 80, 96: 96, 128: 128, 256: 256}
@@ -242,6 +244,18 @@ def test_committed_loops_multiply_what_the_mathematics_multiplies(committed):
             assert budget["tensor_flops"] == asked, row["case"]
         else:  # two warps may have the same rows of a tile, and multiply the same
             assert budget["tensor_flops"] >= asked, row["case"]
+
+
+def test_gemms_of_every_direction_are_those_of_the_committed_rows(committed):
+    seen = set()
+    for row in (row for row in committed if row["family"] == "attention"):
+        direction, _, D, *_ = row["case"].split()
+        if direction in DIRECTIONS:
+            x = row["budget"]
+            gemms = kernel_gemms(direction, x.get("tangents", 1))
+            assert x["math_flops"] == gemms * 2 * x["block_m"] * x["block_n"] * int(D), row["case"]
+            seen.add(direction)
+    assert seen == set(DIRECTIONS)
 
 
 @pytest.mark.parametrize(
