@@ -1,5 +1,6 @@
 """The modes of differentiation, for the tests of every op: each computes something of a function of several tensors."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,15 @@ Mode = Callable[[Function, "Problem"], Any]
 MODES: dict[str, Mode] = {}
 
 
+gradients = functools.partial(torch.autograd.grad, materialize_grads=True)  # zero for an argument that is not used
+
+
 @dataclass
 class Problem:
     """Where a function is differentiated.
 
     x: n tensors; t: a tangent of each; ts: K tangents of each; xs: K points, each ``[K, ...]``; w, ws: weights of the
-    result and of K results in a scalar loss.
+    result and of K results in a scalar loss; square: that of the result's square.
     """
 
     x: Sequence[Tensor]
@@ -28,6 +32,7 @@ class Problem:
     xs: Sequence[Tensor]
     w: Tensor
     ws: Tensor
+    square: float = 1.0
 
     @property
     def every(self) -> tuple[int, ...]:
@@ -44,7 +49,7 @@ class Problem:
         return tuple(tensors[: len(self.x)]), tuple(tensors[len(self.x) :])
 
     def loss(self, f: Function) -> Callable[..., Tensor]:
-        return lambda *x: (f(*x) * self.w).sum() + f(*x).square().sum()
+        return lambda *x: (f(*x) * self.w).sum() + self.square * f(*x).square().sum()
 
 
 def mode(function: Mode) -> Mode:
@@ -184,8 +189,8 @@ def hessian_reverse_over_forward(f: Function, p: Problem) -> Any:
 @mode
 def create_graph_and_again(f: Function, p: Problem) -> Any:
     x = [y.clone().requires_grad_() for y in p.x]
-    first = torch.autograd.grad(p.loss(f)(*x), x, create_graph=True)
-    return *first, *torch.autograd.grad(sum((g * t).sum() for g, t in zip(first, p.t)), x)
+    first = gradients(p.loss(f)(*x), x, create_graph=True)
+    return *first, *gradients(sum((g * t).sum() for g, t in zip(first, p.t)), x)
 
 
 @mode
@@ -193,7 +198,7 @@ def dual_level_then_backward(f: Function, p: Problem) -> Any:
     leaves = [y.clone().requires_grad_() for y in (*p.x, *p.t)]
     with fwAD.dual_level():
         out, t_out = fwAD.unpack_dual(f(*map(fwAD.make_dual, *p.halves(leaves))))
-    return torch.autograd.grad((out * p.w).sum() + t_out.square().sum(), leaves)
+    return gradients((out * p.w).sum() + t_out.square().sum(), leaves)
 
 
 @mode
@@ -201,7 +206,7 @@ def dual_level_with_backward_inside(f: Function, p: Problem) -> Any:
     leaves = [y.clone().requires_grad_() for y in (*p.x, *p.t)]
     with fwAD.dual_level():
         out, t_out = fwAD.unpack_dual(f(*map(fwAD.make_dual, *p.halves(leaves))))
-        grads = torch.autograd.grad((out * p.w).sum() + t_out.square().sum(), leaves)
+        grads = gradients((out * p.w).sum() + t_out.square().sum(), leaves)
         return [fwAD.unpack_dual(x).primal for x in grads]
 
 
@@ -215,5 +220,5 @@ def dual_level_without_graph(f: Function, p: Problem) -> Any:
 def dual_level_tangent_of_gradient(f: Function, p: Problem) -> Any:
     with fwAD.dual_level():
         duals = [fwAD.make_dual(x.clone().requires_grad_(), t) for x, t in zip(p.x, p.t)]
-        grads = torch.autograd.grad(p.loss(f)(*duals), duals, create_graph=True)
+        grads = gradients(p.loss(f)(*duals), duals, create_graph=True)
         return [part for x in grads for part in fwAD.unpack_dual(x)]
