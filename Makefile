@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 BENCH := bench --record --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: demo test test-fast lint bench bench-gpu bench-report gpu-check tune compile-report clean
@@ -11,10 +12,10 @@ demo: $(VENV)/.train
 	$(BIN)/fastflow train --data digits --steps 1500 --batch-size 128 --seed 0 --overwrite --out runs/demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -27,13 +27,12 @@ def train(model: nn.Module, batches: Iterable[Batch], learning_rate: float) -> n
 
 
 @functools.cache
-def trained_points(name: str, steps: int) -> nn.Module:
+def trained_points(name: str) -> nn.Module:
     """Train an MLP on one of the two-dimensional sets."""
     from fastflow.train.points import draw
 
     torch.manual_seed(0)
-    batches = draw(name, 256 * steps, 0, 0).split(256)
-    return train(ff.nn.VelocityMLP(2, hidden_size=16), ((x1, None) for x1 in batches), 1e-2)
+    return train(ff.nn.VelocityMLP(2), ((draw(name, 512, 0, step), None) for step in range(600)), 2e-3)
 
 
 @functools.cache

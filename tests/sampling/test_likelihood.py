@@ -84,8 +84,9 @@ def test_density_of_the_mixture_flow_integrates_to_one():
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("trained points")
 def test_density_of_a_trained_model_integrates_to_one():
-    model = trained_points("eight_gaussians", steps=300)
+    model = trained_points("eight_gaussians")
     axis = torch.linspace(-11, 11, 90)
     with torch.no_grad():
         r = ff.log_likelihood(model, torch.cartesian_prod(axis, axis), method="exact", num_steps=50)
@@ -93,6 +94,7 @@ def test_density_of_a_trained_model_integrates_to_one():
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("trained digits")
 def test_exact_and_estimated_divergence_agree_on_trained_digits():
     model = trained_digits()
     x, y = torch.randn(128, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(128) % 10

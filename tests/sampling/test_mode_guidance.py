@@ -117,10 +117,10 @@ def test_guidance_raises_the_exact_likelihood_of_the_mixture():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps"), [("moons", 300), ("eight_gaussians", 60)])
-def test_guidance_raises_the_exact_likelihood_of_trained_points(name, steps):
-    """After few enough steps that the rise is several standard errors, from almost any initial weights."""
-    model = trained_points(name, steps)
+@pytest.mark.xdist_group("trained points")
+@pytest.mark.parametrize("name", ["moons", "eight_gaussians"])
+def test_guidance_raises_the_exact_likelihood_of_trained_points(name):
+    model = trained_points(name)
     x0 = ff.GaussianNoise(3).materialize((500, 2))
     with torch.no_grad():
         unguided, guided = (
@@ -133,6 +133,7 @@ def test_guidance_raises_the_exact_likelihood_of_trained_points(name, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("trained digits")
 def test_guidance_raises_the_estimated_likelihood_of_trained_digits():
     model, y = trained_digits(), torch.arange(40) % 10
     x0 = ff.GaussianNoise(3).materialize((40, 1, 8, 8))
