@@ -3,10 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 BENCH := bench --record --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-fast lint bench bench-gpu bench-report gpu-check tune compile-report clean
+.PHONY: demo test test-fast lint bench bench-gpu bench-report gpu-check tune compile-report release-check clean
 
 demo: $(VENV)/.train
 	$(BIN)/fastflow train --data digits --steps 1500 --batch-size 128 --seed 0 --overwrite --out runs/demo
@@ -39,6 +39,13 @@ tune:
 
 compile-report: $(VENV)/.test
 	$(BIN)/python -m bench.compiler
+
+release-check: lint test
+	rm -rf dist && $(PYTHON) -m venv --clear dist/.venv && dist/.venv/bin/python -m pip install --quiet build
+	dist/.venv/bin/python -m build --outdir dist
+	dist/.venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[train]"
+	cd dist && .venv/bin/fastflow doctor
+	$(MAKE) demo
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache

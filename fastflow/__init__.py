@@ -7,6 +7,7 @@ from .ops.attention import attention as attention
 from .ops.attention import attention_jvp as attention_jvp
 from .ops.attention import replace_sdpa as replace_sdpa
 from .ops.divergence import Divergence as Divergence
+from .ops.divergence import DivergenceOptions as DivergenceOptions
 from .ops.divergence import divergence as divergence
 from .ops.flow_step import flow_matching_loss as flow_matching_loss
 from .ops.flow_step import interpolate as interpolate

@@ -22,7 +22,7 @@ _MIN_CAPABILITY = (8, 0)
 
 
 class Operand(NamedTuple):
-    """All that decides of a tensor that does not exist yet."""
+    """The dtype and device of a tensor that is not allocated yet."""
 
     dtype: torch.dtype
     device: torch.device

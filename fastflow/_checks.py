@@ -34,6 +34,14 @@ def check_floating(name: str, x: object) -> Tensor:
     return x
 
 
+def check_batched(name: str, x: object) -> Tensor:
+    """Return x; raise unless it is a floating-point tensor ``[B, ...]``."""
+    x = check_floating(name, x)
+    if x.ndim == 0:
+        raise ValueError(f"{name} must be [B, ...], got a scalar")
+    return x
+
+
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raise a ValueError unless x has the shape and the device of other."""
     if x.shape != other.shape:

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def constant_when_traced(function: F) -> F:
     """Let torch.compile call this function while it traces and treat the result as a constant.
 
-    ``torch.compiler.assume_constant_result`` sets the same attribute, but imports torch._dynamo, which takes a second.
+    ``torch.compiler.assume_constant_result`` sets the same attribute, but imports torch._dynamo, which is slow.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -20,7 +20,7 @@ gradients = functools.partial(torch.autograd.grad, materialize_grads=True)  # ze
 
 @dataclass
 class Problem:
-    """Where a function is differentiated.
+    """The point, tangents and weights at which a function is differentiated.
 
     x: n tensors; t: a tangent of each; ts: K tangents of each; xs: K points, each ``[K, ...]``; w, ws: weights of the
     result and of K results in a scalar loss; square: that of the result's square.

@@ -1,4 +1,4 @@
-"""Compile every kernel in every shipped configuration, without a GPU, and report what the compiler made of it.
+"""Compile every kernel in every shipped configuration, without a GPU, and report registers, spills and instructions.
 
     python -m bench.compiler                  # all families: print the table, write bench/results/compile_report.*
     python -m bench.compiler attention        # update the rows of one family
@@ -6,7 +6,7 @@
     python -m bench.compiler --case REGEX --tile 64,64,4,3  # with this BLOCK_M, BLOCK_N, warps, stages instead
 
 A family takes part if it has a ``compile_cases.py`` (kernels/_common/compile_case.py). Registers and spills come from
-cuobjdump, which Triton brings along. Rows of sm_90 have an instruction budget (bench/compiler/budget.py), printed last
+cuobjdump, which ships with Triton. Rows of sm_90 have an instruction budget (bench/compiler/budget.py), printed last
 and written to bench/results/instruction_budget.md. If a spill count grew, nothing is written without --allow-growth.
 """
 

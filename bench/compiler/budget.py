@@ -115,7 +115,7 @@ def ctas_per_sm(registers: int, shared: int, num_warps: int) -> int:
 
 
 def predict(counts: Mapping[str, Any]) -> Prediction:
-    """Return the rate at which the busiest pipe would never wait."""
+    """Return the rate if the busiest pipe never waits."""
     cycles = {pipe: 32 * sum(counts[name] for name in names) / rate for pipe, (rate, names) in PIPES.items()}
     through_l1 = counts["operand_bytes"] + counts["shared_bytes"] + counts["local_bytes"]
     cycles["shared"] = through_l1 / SHARED + counts["shuffle"]

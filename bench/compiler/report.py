@@ -1,4 +1,4 @@
-"""Compile kernels without a GPU, and report what the compiler made of them: rows, bounds and the table."""
+"""Compile kernels without a GPU, and report registers, spills and instructions: rows, bounds and the table."""
 
 import ast
 import functools
@@ -22,7 +22,7 @@ from bench.report import markdown
 TABLE = ROWS.with_suffix(".md")
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 TENSOR_MEMORY_LIMIT = 512
-_PYTORCH_ONLY = ("reference.py", "cpu.py", "aten.py", "short.py")  # of kernels/<family>
+_PYTORCH_ONLY = ("reference.py", "cpu.py", "blocks.py", "aten.py", "short.py")  # of kernels/<family>
 _TENSOR_CORE_OPS = ("HGMMA", "HMMA", "IMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "v_mfma")
 _SASS_OP = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
 
@@ -193,7 +193,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for r in rows
     ]
     lines = [
-        "Made by `python -m bench.compiler` without a GPU: what the compiler made of each kernel.",
+        "Made by `python -m bench.compiler` without a GPU: registers, spills, shared memory, tensor-core instructions.",
         "Spills are LDL and STL instructions (AMD: spilled vector registers).",
         "",
         *markdown.table(head, body, text),

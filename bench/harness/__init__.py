@@ -1,1 +1,1 @@
-"""What suites, tuner and tests share: cases, timing, memory, rows, floors, kernel subjects."""
+"""Code shared by suites, tuner and tests: cases, timing, memory, rows, floors, kernel subjects."""

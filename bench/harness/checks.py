@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how checks run.
+    """Settings of a check run.
 
     dry: tiny inputs, to see that the checks themselves run. deadline: of ``time.monotonic``.
     workers: processes for cases that compile kernels.

@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.harness import rows
 from bench.report.comparison import unexplained
 from bench.report.page import page
-from bench.report.pictures import MissingExtraError, draw
+from bench.report.pictures import draw
 from bench.report.readme import replaced, section
 from bench.report.table import Table, devices
 
@@ -39,7 +39,7 @@ def write() -> None:
             print(f"{device}: {line.label} is slower than {line.baseline}, and its suite gives no reason")
         try:
             draw(table, rows.path_of(device).with_suffix(""))
-        except MissingExtraError as error:
+        except ModuleNotFoundError as error:
             print(f"no pictures: {error}", file=sys.stderr)
     for path, text in texts().items():
         path.write_text(text)

@@ -1,6 +1,5 @@
 """Pictures of a device: bars of time against baselines, and time and memory against N."""
 
-import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,10 @@ from bench.harness.case import is_own
 from bench.harness.rows import Row
 from bench.report.markdown import number
 from bench.report.table import Curve, Line, Table
+from fastflow.train.style import INK, add_grid, new_figure, style_axes
 
-INK, FAINT = "#1f2933", "#9aa5b1"
 OWN, OWN_OTHER, BASELINE, OTHER = "#0072b2", "#7fc4e8", "#8a8f98", "#d99a2b"  # distinguishable by colour-blind readers
 UNITS = {"ms": "time in ms", "peak_mb": "peak memory in MiB"}
-
-
-class MissingExtraError(ModuleNotFoundError):
-    """matplotlib is not installed."""
 
 
 def draw(table: Table, stem: Path) -> list[Path]:
@@ -38,7 +33,7 @@ def _cases(table: Table) -> list[tuple[Line, list[Row]]]:
 
 
 def _bars(cases: Sequence[tuple[Line, Sequence[Row]]], device: str) -> Any:
-    figure = _figure(8.0, 0.8 + sum(0.17 * len(rows) + 0.12 for _, rows in cases))
+    figure = new_figure(8.0, 0.8 + sum(0.17 * len(rows) + 0.12 for _, rows in cases))
     axes = figure.add_subplot()
     top, ticks = 0.0, []
     for line, rows in cases:
@@ -58,7 +53,7 @@ def _bars(cases: Sequence[tuple[Line, Sequence[Row]]], device: str) -> Any:
     axes.set_title(device, loc="left", color=INK, fontsize=10)
     axes.margins(x=0.18)
     axes.tick_params(axis="y", length=0)
-    _style(axes)
+    style_axes(axes)
     return figure
 
 
@@ -70,7 +65,7 @@ def _colour(implementation: str, baseline: str) -> str:
 
 def _scaling(curves: Iterable[Curve], device: str) -> Any:
     modes = list(dict.fromkeys(curve.mode for curve in curves))
-    figure = _figure(2.9 * len(modes) + 0.6, 5.2)
+    figure = new_figure(2.9 * len(modes) + 0.6, 5.2)
     grid = figure.subplots(len(UNITS), len(modes), sharex=True, sharey="row", squeeze=False)
     for panels, (field, unit) in zip(grid, UNITS.items()):
         panels[0].set_ylabel(unit, color=INK, fontsize=9)
@@ -78,8 +73,8 @@ def _scaling(curves: Iterable[Curve], device: str) -> Any:
             for curve in (curve for curve in curves if curve.mode == mode):
                 _curve(axes, curve, field)
             axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left")
-            axes.grid(True, color=FAINT, alpha=0.25, linewidth=0.6)
-            _style(axes)
+            add_grid(axes)
+            style_axes(axes)
     for axes, mode in zip(grid[0], modes):
         axes.set_title(mode, color=INK, fontsize=9)
     for axes in grid[-1]:
@@ -98,18 +93,3 @@ def _curve(axes: Any, curve: Curve, field: str) -> None:
     label = f"{curve.implementation}, $N^{{{curve.slope(field):.2f}}}$"
     axes.loglog(curve.lengths, curve.values(field), base=2, linewidth=1.6, label=label, **style)
     axes.set_yscale("log", base=10)
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        module = importlib.import_module("matplotlib.figure")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib draws the pictures: pip install 'fastflow[train]'") from error
-    return module.Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
-
-
-def _style(axes: Any) -> None:
-    axes.tick_params(colors=INK, labelsize=8)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)

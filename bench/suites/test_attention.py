@@ -6,7 +6,7 @@ The same shape without tangents is measured as a yardstick for flash attention.
 
 On a GPU: the grids of TVM (D = 128), of DiT-XL (D = 72) and of jvp-flash-attention (D = 64, float16, masks).
 
-The truth is math attention in float64, or fastflow's blocked reference in float64 if the scores do not fit.
+The truth is math attention in float64, or fastflow's blocked PyTorch code in float64 if the scores do not fit.
 """
 
 import dataclasses

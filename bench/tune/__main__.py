@@ -1,7 +1,7 @@
 """Find the fastest configuration of every attention kernel: ``python -m bench.tune --head-dims 64,128 --write``.
 
 Candidates are the table's row, its neighbours, and the rows of all architectures. Each is compiled and compared with
-float64, at odd lengths (in parallel) and at the timed shape; faulty ones are refused with the reason, the others timed
+float64, at odd lengths (in parallel) and at the timed shape; faulty ones are rejected with the reason, the others timed
 in turns. Each timing is a row in bench/results/<device>.jsonl. --write updates kernels/attention/config.py.
 """
 
@@ -60,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tuned(kernels: Sequence[Kernel], seconds: float, pool: Workers | None) -> Iterator[tuple[str, rows.Row]]:
     """Tune kernel by kernel, record and print the rows, and yield each direction's fastest."""
     for kernel in kernels:
-        timed, refused = tune(kernel, seconds, pool)
+        timed, rejected = tune(kernel, seconds, pool)
         rows.append(timed)
-        print(f"{kernel.direction}, D {kernel.head_dim}: {len(timed)} timed, {len(refused)} refused")
+        print(f"{kernel.direction}, D {kernel.head_dim}: {len(timed)} timed, {len(rejected)} rejected")
         for row in timed[:5]:
             print(f"  {row['ms']:8.4f} ms {row['tflops']:6.0f} TFLOP/s  {Config(**row['config'])}")
-        for config, reason in refused.items():
-            print(f"  refused {config}: {reason}")
+        for config, reason in rejected.items():
+            print(f"  rejected {config}: {reason}")
         if timed:
             yield kernel.direction, timed[0]
 

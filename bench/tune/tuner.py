@@ -1,4 +1,4 @@
-"""Time the candidate configurations of an attention kernel that are right, and refuse the others with a reason."""
+"""Time the candidate configurations of an attention kernel that are correct; reject the others with a reason."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ def candidates(kernel: Kernel) -> list[Config]:
 
 
 def why_not(subject: Subject, direction: str, config: Config) -> str | None:
-    """Return why a configuration is refused: it does not compile, does not fit or is wrong; None if it is right."""
+    """Return why a configuration is rejected (it does not compile, does not fit, or is wrong), or None."""
     try:
         with forced(direction, config):
             faults = [x for x in subject.findings() if x.is_fault]
@@ -94,7 +94,7 @@ def launcher(kernel: Kernel, subject: Subject, config: Config) -> Callable[[Conf
 def tune(
     kernel: Kernel, seconds: float, pool: Workers | None, offered: Sequence[Config] | None = None
 ) -> tuple[list[Row], dict[Config, str]]:
-    """Return a row for each configuration that is right, the fastest first, and why the others were refused."""
+    """Return a row for each configuration that is correct, fastest first, and why the others were rejected."""
     offered = candidates(kernel) if offered is None else offered
     ask = partial(_why_not_at_odd_lengths, kernel)
     reasons = dict(zip(offered, map(ask, offered) if pool is None else pool.map(ask, offered, chunksize=1)))

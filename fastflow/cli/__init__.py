@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"fastflow: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        print("fastflow: interrupted; train --resume continues from the last checkpoint", file=sys.stderr)
+        print("fastflow: interrupted; an interrupted train continues with --resume", file=sys.stderr)
         raise SystemExit(130) from None
 
 

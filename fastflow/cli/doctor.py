@@ -1,4 +1,4 @@
-"""``fastflow doctor``: report versions, devices and backends, and check that every op computes right.
+"""``fastflow doctor``: report versions, devices and backends, and check the results of every op.
 
 It runs on an installation without the trainer's libraries.
 """

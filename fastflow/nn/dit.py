@@ -39,6 +39,10 @@ class DiT(nn.Module):
         class_dropout: fraction of labels that the training loop replaces by the null class ``num_classes``. The model
             itself drops nothing; a positive value adds a row for the null class to the label table.
         qk_norm: apply RMS norm to queries and keys in each head.
+
+    Raises:
+        ValueError: patch_size does not divide input_size, num_heads or 4 does not divide hidden_size, or class_dropout
+            is outside [0, 1).
     """
 
     def __init__(
@@ -87,6 +91,9 @@ class DiT(nn.Module):
             input_size: as in the constructor; the default suits the latent of a 256 × 256 image.
             in_channels: as in the constructor.
             kwargs: other arguments of the constructor.
+
+        Raises:
+            ValueError: an unknown name.
         """
         size, _, patch = name.partition("/")
         if size not in PRESETS or patch not in map(str, PATCH_SIZES):

@@ -50,6 +50,9 @@ def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:
 
     Half of the channels encode the row, the other half the column.
 
+    Raises:
+        ValueError: hidden_size is not a multiple of 4.
+
     Source: Dosovitskiy et al. (2010.11929), in the two-dimensional form of He et al. (2111.06377).
     """
     if hidden_size % 4:

@@ -54,14 +54,14 @@ class DualBackward(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What :class:`Forward` returns and its backward reads."""
+    """The outputs of :class:`Forward` that its backward reads."""
 
     out: Any
     state: Any
 
 
 class DualSaved(NamedTuple):
-    """What :class:`DualForward` returns and its backward reads."""
+    """The outputs of :class:`DualForward` that its backward reads."""
 
     out: Any
     t_out: Any
@@ -76,12 +76,12 @@ class Layout(Generic[Call]):
         self.call = call
         self._groups = groups
         self._slices: list[tuple[int, int, type | None]] = []
-        self.size = 0
+        start = 0
         for name in call._fields:  # type: ignore[attr-defined]
             group = groups.get(name)
-            stop = self.size + (1 if group is None else len(group._fields))  # type: ignore[attr-defined]
-            self._slices.append((self.size, stop, group))
-            self.size = stop
+            stop = start + (1 if group is None else len(group._fields))  # type: ignore[attr-defined]
+            self._slices.append((start, stop, group))
+            start = stop
 
     def flatten(self, call: Call) -> tuple[Any, ...]:
         flat: list[Any] = []

@@ -39,14 +39,14 @@ _NO_CONTEXT: AbstractContextManager[object] = nullcontext()
 
 
 class Functions(ABC):
-    """The four functions of an op, on tensors without autograd, and what torch.compile needs to know of them.
+    """The four functions of an op, on tensors without autograd, and their fakes for torch.compile.
 
     A fake takes the same call and returns tensors of the right shape, dtype and strides.
     """
 
     @abstractmethod
     def forward(self, call: Forward) -> tuple[Tensor, Tensor]:
-        """Return out and state, a tensor that the backward wants."""
+        """Return out and state, a tensor that the backward reads."""
 
     @abstractmethod
     def fake_forward(self, call: Forward) -> tuple[Tensor, Tensor]: ...
@@ -68,7 +68,7 @@ class Functions(ABC):
 
     @abstractmethod
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
-        """Return the gradients of x and those of the tangents, :func:`absent` where the tangent is None."""
+        """Return the gradients of x, then of the tangents; :func:`absent` for a tangent that is None."""
 
     def fake_dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         return tuple(absent(call.h) if y is None else y.new_empty(y.shape) for y in (*call.x, *call.tangents))
@@ -147,7 +147,7 @@ class TwiceDifferentiable:
         unpacked everywhere, because Dynamo drops the ``jvp`` of a ``Function`` silently (pytorch#192985).
 
         prepare: called once with the unpacked primals and tangents (None where there are none); returns both, cast and
-        laid out as the op wants them, and the options.
+        laid out as the op requires, and the options.
         """
         compiling, num = torch.compiler.is_compiling(), len(x)
         if compiling or _torch.transforms()[-1:] == ("Jvp",):
@@ -176,7 +176,7 @@ class TwiceDifferentiable:
         """Return why torch.compile cannot trace this op under the active transforms, or None."""
         *outer, innermost = _torch.transforms() or ("Jvp",)
         if torch.compiler.is_compiling() and (innermost != "Jvp" or set(outer) - {"Vmap"}):
-            return "under torch.compile the custom ops serve one jvp innermost and vmap around it, no other transform"
+            return "under torch.compile the custom ops support an innermost jvp with vmap around it, nothing else"
         return None
 
     def refuse_constants(self, wanted: Group) -> None:
@@ -308,7 +308,7 @@ def _dual_forward(op: TwiceDifferentiable, layout: Layout[DualForward]) -> Step:
 
 def _dual_backward(op: TwiceDifferentiable, layout: Layout[DualBackward], num: int) -> Step:
     class DualBackwardFunction(torch.autograd.Function):
-        """The last derivative.
+        """The backward of the dual forward; it has no derivative.
 
         Inside a bare ``forward_ad.dual_level`` a backward pass computes the tangent of every gradient, wanted or not.
         There the third derivative is NaN, because raising would forbid the backward pass itself.
@@ -346,7 +346,7 @@ def _registered(op: TwiceDifferentiable, role: str, function: Any, layout: Layou
     def forward(*flat: Any) -> Any:
         return compute(layout.restore(flat)) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
 
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # apply asks at every call
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
     function.forward = staticmethod(forward)
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
@@ -383,7 +383,7 @@ def _stacked(tangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
 
 
 def _laid_out(x: Tensor, strides: Sequence[int]) -> Tensor:
-    """Return x in the memory order of a dense tensor with these strides, which forward AD wants of a tangent."""
+    """Return x in the memory order of a dense tensor with these strides, which forward AD requires of a tangent."""
     order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
     return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
 

@@ -53,6 +53,10 @@ class GaussianNoise:
         """Return the noise as a tensor of this shape: the fp32 draws, cast to dtype.
 
         backend: ``"auto"``, ``"triton"`` or ``"reference"``; the numbers of both agree to 1e-6.
+
+        Raises:
+            TypeError: dtype is not a floating point type.
+            ValueError: an unknown backend, or the kernels cannot run on this device.
         """
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating point type, got {dtype}")

@@ -63,7 +63,14 @@ class Path(ABC):
         return Coefficients(*(as_tensor(c, t) for c in (*self.position(t), *self.velocity(t))))
 
     def sample(self, x0: Noise, x1: Tensor, t: Tensor, *, noise: Noise | None = None) -> PathSample:
-        """Return ``(x_t, u_t)`` for a batch: :func:`fastflow.interpolate` and :func:`fastflow.target_velocity`."""
+        """Return ``(x_t, u_t)`` for a batch: :func:`fastflow.interpolate` and :func:`fastflow.target_velocity`.
+
+        Args:
+            x0, x1, t, noise: as for :func:`fastflow.interpolate`.
+
+        Raises:
+            TypeError, ValueError: as :func:`fastflow.interpolate`.
+        """
         return PathSample(
             interpolate(x0, x1, t, path=self, noise=noise),
             target_velocity(x0, x1, t, path=self, noise=noise),

@@ -183,4 +183,4 @@ def _require(condition: bool, name: str, wanted: str, got: object) -> None:
         raise ValueError(f"{name} must satisfy {wanted}, got {got}")
 
 
-Independent = Tube  # deprecated: the name of a coupling, not of a path; to be removed in version 0.3
+Independent = Tube  # deprecated: the name of a coupling, not of a path; to be removed in version 0.2

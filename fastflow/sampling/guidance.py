@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.flow_step.reference import rows
 from ..ops.divergence.estimators import estimate
 from ..ops.divergence.jacobian import gradient
 from ..ops.divergence.options import DivergenceOptions, collect, shows_options
@@ -51,7 +52,7 @@ def classifier_free_guidance(
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = model(torch.cat((x, x)), torch.cat((t, t)), labels).chunk(2)
-        w = torch.where((t >= low) & (t <= high), scale, 1.0).to(x.dtype).view(-1, *(x.ndim - 1) * (1,))
+        w = rows(torch.where((t >= low) & (t <= high), scale, 1.0), x)
         return torch.lerp(unconditional, conditional, w)
 
     return velocity
@@ -109,7 +110,7 @@ def mode_seeking(
     def guided(x: Tensor, t: Tensor) -> Tensor:
         value, g = _value_and_guidance(velocity, x, t, options)
         factor = weight(t) if callable(weight) else weight * (1 - t).square()
-        return value + factor.to(value.dtype).view(-1, *(x.ndim - 1) * (1,)) * g
+        return value + rows(factor, value) * g
 
     return guided
 

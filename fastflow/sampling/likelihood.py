@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_floating
+from .._checks import check_batched, check_choice
 from .._dtypes import at_least_float32
 from ..ops.divergence.estimators import estimate, mean_and_stderr, num_samples
 from ..ops.divergence.options import DivergenceOptions, collect, shows_options
@@ -36,6 +36,9 @@ class Likelihood:
         """Return ``−log2 p / D + log2 scale``, ``[B]``, for data y = scale · x1 + shift with D numbers a sample.
 
         For dequantised 8-bit images that the model sees in [−1, 1], scale is 127.5.
+
+        Raises:
+            ValueError: scale is not positive.
         """
         if not scale > 0.0:
             raise ValueError(f"scale must be positive, got {scale}")
@@ -82,9 +85,7 @@ def log_likelihood(
 
     Source: Chen et al., 1806.07366, theorem 1; with fixed probes, Grathwohl et al., 1810.01367, eq. 8.
     """
-    check_floating("x1", x1)
-    if x1.ndim == 0:
-        raise ValueError("x1 must be [B, ...], got a scalar")
+    check_batched("x1", x1)
     check_choice("solver", solver, LikelihoodSolver)
     options = collect("log_likelihood", options, keywords)
     num, size = x1.shape[0], x1.shape[1:].numel()

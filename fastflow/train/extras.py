@@ -1,4 +1,4 @@
-"""Import libraries that only the trainer needs."""
+"""Import libraries that only the trainer and the command line need."""
 
 import importlib
 from types import ModuleType

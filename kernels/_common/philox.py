@@ -1,7 +1,6 @@
 """The counter-based random generator, in registers.
 
-``noise/README.md`` defines the numbers, by equations (1) to (3); ``noise/reference.py`` computes the same ones on the
-CPU.
+``../noise/README.md`` defines the numbers, by equations (1) to (3); ``../noise/reference.py`` computes them on the CPU.
 """
 
 import triton

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .._common.compile_case import CompileCase
-from .backward import _row_terms_kernel
+from .backward import _ROWS, _row_terms_kernel
 from .backward_keys import _dual_dkdv_kernel
 from .backward_queries import _dual_dq_kernel
 from .config import DIRECTIONS, Config, row
@@ -88,7 +88,7 @@ def _row_terms(arch: str, dtype: str, D: int) -> CompileCase:
     arguments = _tensors(dtype, "g h out t_out") | _tensors("fp32", "a c")
     arguments |= _strides("g out") | _strides("h t_out", stride=("i32:16",) * 5)
     arguments |= dict.fromkeys(("heads", "nq", "n_tangents"), "i32")
-    constants = {"VALUE_DIM": D, "ALIGN": 8, "BLOCK_M": 64}
+    constants = {"VALUE_DIM": D, "ALIGN": 8, "BLOCK_M": _ROWS}
     return CompileCase(f"row terms D {D} {dtype}", _row_terms_kernel, arch, arguments, constants, spill_free=True)
 
 

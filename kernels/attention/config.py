@@ -3,7 +3,7 @@
 Each row was chosen from compiler output, recorded in bench/results/compile_report.md: the largest tile that fits shared
 memory and does not spill, or the one that spills least of those tried. On sm_90, the rates that
 bench/results/instruction_budget.md predicts decided among tiles that spill no more; README.md lists the rows that this
-changed and the faster tiles that were refused. No row has been timed on a GPU yet.
+changed and the faster tiles that were rejected. No row has been timed on a GPU yet.
 """
 
 import functools

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from bench.compiler import report as compile_report
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("live compilation")]
+pytestmark = pytest.mark.slow
 # Every architecture, direction and kind of dtype, by cases that compile fast.
 SHIPPED = "|".join(
     [

@@ -20,6 +20,7 @@ def likelihood(flow: GaussianMixtureFlow, x: Tensor, **kwargs) -> ff.Likelihood:
         return ff.log_likelihood(flow.velocity, x, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
 def test_mixture_flow_within_a_thousandth_of_a_nat_a_dimension(path):
     flow = GaussianMixtureFlow.example(path)
@@ -84,7 +85,6 @@ def test_density_of_the_mixture_flow_integrates_to_one():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("trained points")
 def test_density_of_a_trained_model_integrates_to_one():
     model = trained_points("eight_gaussians")
     axis = torch.linspace(-11, 11, 90)
@@ -94,7 +94,6 @@ def test_density_of_a_trained_model_integrates_to_one():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("trained digits")
 def test_exact_and_estimated_divergence_agree_on_trained_digits():
     model = trained_digits()
     x, y = torch.randn(128, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(128) % 10

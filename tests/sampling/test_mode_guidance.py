@@ -117,7 +117,6 @@ def test_guidance_raises_the_exact_likelihood_of_the_mixture():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("trained points")
 @pytest.mark.parametrize("name", ["moons", "eight_gaussians"])
 def test_guidance_raises_the_exact_likelihood_of_trained_points(name):
     model = trained_points(name)
@@ -133,7 +132,6 @@ def test_guidance_raises_the_exact_likelihood_of_trained_points(name):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("trained digits")
 def test_guidance_raises_the_estimated_likelihood_of_trained_digits():
     model, y = trained_digits(), torch.arange(40) % 10
     x0 = ff.GaussianNoise(3).materialize((40, 1, 8, 8))

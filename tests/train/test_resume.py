@@ -44,6 +44,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, a.step + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

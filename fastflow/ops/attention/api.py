@@ -66,7 +66,7 @@ def attention(
     else:
         if not torch.compiler.is_compiling():
             _log_once(reason)
-        select(problem, backend)  # raises if backend cannot serve
+        select(problem, backend)  # raises if the backend cannot run
         q, k, v = _autocast(primals)
         out = reference.attention(q, k, v, problem.mask, problem.scale, problem.is_causal)
     return out if out.ndim == len(problem.out_shape) else out.reshape(problem.out_shape)
@@ -99,8 +99,9 @@ def attention_jvp(
         O, ``[..., Hq, Nq, Dv]``, and its tangent, with K in front if the tangents have it, in the tangents' dtype.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`attention`; all three tangents are None; attn_mask
-            requires grad.
+        TypeError: as :func:`attention`, or a tangent has the wrong dtype.
+        ValueError: as :func:`attention`; all three tangents are None, or their shapes do not match.
+        NotImplementedError: attn_mask requires grad; a third derivative; inside grad or jvp under torch.compile.
 
     Source: ``kernels/attention/README.md``.
     """
@@ -121,8 +122,10 @@ def attention_jvp(
 def _prepared(
     problem: Problem, backend: str, primals: Tensors, tangents: Tensors | None
 ) -> tuple[Tensors, Tensors | None, Options]:
-    """Cast the primals as autocast says, select the implementation, and copy strided rows once where it would copy them
-    in the forward and in the backward."""
+    """Cast the primals as autocast would and select the implementation.
+
+    On a CPU, copy strided rows here, once; otherwise the forward and the backward would each copy them.
+    """
     primals = _autocast(primals)
     problem = problem.with_primals(*primals)
     options = Options(problem.scale, problem.is_causal, select(problem, backend).name)

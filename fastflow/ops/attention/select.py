@@ -1,4 +1,6 @@
-"""Decide who serves an attention call. Nothing else does: the choice travels with the call by its name."""
+"""Select the implementation of an attention call.
+
+Nothing else decides it: its name is passed on to the fakes and the backward."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +18,7 @@ MAX_HEAD_DIM = 256  # of the Triton kernels
 
 @dataclass(frozen=True)
 class Implementation:
-    """The functions that serve a call.
+    """The functions of one implementation.
 
     forward: ``(q, k, v, mask, scale, is_causal)`` to ``(out, state)``; mask is broadcastable.
     backward: ``(g, q, k, v, mask, out, state, scale, is_causal)`` to ``(dq, dk, dv)``.
@@ -41,7 +43,7 @@ def select(problem: Problem, backend: str) -> Implementation:
     """Choose the implementation of one call.
 
     Without tangents ``"auto"`` takes PyTorch's own fused kernels where they take the input, and whole matmuls for short
-    rows on a CPU. Raises a ValueError if Triton is asked for and cannot serve.
+    rows on a CPU. Raises a ValueError if Triton is requested and the kernels cannot run.
     """
     q, k, v, mask, is_causal = problem.query, problem.key, problem.value, problem.mask, problem.is_causal
     wanted = _backend.requested(backend)

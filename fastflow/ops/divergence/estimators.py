@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..._checks import check_floating
+from ..._checks import check_batched
 from ..._dtypes import at_least_float32
 from ...kernels.divergence import reference
 from .independence import check_independence
@@ -98,9 +98,7 @@ _ESTIMATORS = {"hutchinson": _hutchinson, "exact": _exact, "hutch++": _hutch_plu
 
 
 def _check_point(x: Tensor, probes: Tensor | None) -> None:
-    check_floating("x", x)
-    if x.ndim == 0:
-        raise ValueError("x must be [B, ...], got a scalar")
+    check_batched("x", x)
     if probes is not None and (probes.shape[1:] != x.shape or not probes.shape[:1].numel()):
         wanted = ", ".join(map(str, ("K", *x.shape)))
         raise ValueError(f"probes must be [{wanted}] with K >= 1, got shape {tuple(probes.shape)}")

@@ -1,4 +1,4 @@
-"""Products of one Jacobian with many vectors, computed together."""
+"""Jacobian-vector and vector-Jacobian products for many vectors at once."""
 
 import functools
 import logging

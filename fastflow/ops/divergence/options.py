@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class DivergenceOptions:
-    """How a divergence is estimated.
+    """Options of a divergence estimate.
 
     :func:`fastflow.divergence`, :func:`fastflow.log_likelihood` and :func:`fastflow.mode_guidance` take one of these
     as ``options``, or its fields as keywords.

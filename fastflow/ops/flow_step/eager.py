@@ -43,6 +43,6 @@ def _in_place() -> bool:
 def _as_tensor(x: Any, like: Tensor) -> Any:
     if not isinstance(x, GaussianNoise):
         return x
-    # not even FASTFLOW_BACKEND=triton brings Triton to a CPU here
+    # in PyTorch even with FASTFLOW_BACKEND=triton
     backend = "reference" if like.device.type == "cpu" else "auto"
     return x.materialize(like.shape, dtype=at_least_float32(like), device=like.device, backend=backend)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..._checks import check_floating, check_like, check_time
+from ..._checks import check_batched, check_floating, check_like, check_time
 from ...kernels.flow_step.reference import Coefficient
 from ..random import GaussianNoise
 
@@ -121,9 +121,7 @@ def combination(x0: Noise, x1: Tensor, noise: Noise | None, factors: PathTerms, 
 
 def check_operands(x0: object, x1: object, t: Tensor | float, path: AffinePath, noise: object) -> Tensor:
     """Return t as ``[B]``; raise unless the operands are one batch on one device."""
-    x1 = check_floating("x1", x1)
-    if x1.ndim == 0:
-        raise ValueError("x1 must be [B, ...], got a scalar")
+    x1 = check_batched("x1", x1)
     for name, x in (("x0", x0), ("noise", noise)):
         if not isinstance(x, GaussianNoise) and not (name == "noise" and x is None):
             check_like(name, check_floating(name, x), "x1", x1)

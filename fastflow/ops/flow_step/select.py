@@ -1,4 +1,4 @@
-"""Choose who serves a call of a flow-step op, once a call."""
+"""Select the implementation of a flow-step call, once per call."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("guarded", "launches")
 @pytest.mark.parametrize("name", CASES)
 def test_float32(name, device):
@@ -82,6 +83,7 @@ def test_float16(name, device):
     check(Problem(**CASES[name], dtype=torch.float16, device=device))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize(
     "fields",
@@ -94,6 +96,7 @@ def test_further_inputs(fields, device):
     check(Problem(**fields, device=device))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("guarded", "launches")
 @pytest.mark.parametrize("tangents", ["", "q", "k", "v", "qk"])
 def test_missing_tangents(tangents, device):
@@ -133,6 +136,7 @@ def test_no_tangent_cotangent_launches_the_plain_kernels(device, monkeypatch):
     assert launched == ["dkdv-plain", "dq-plain"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("K", [1, 2])
 def test_same_bits_twice(K, device):

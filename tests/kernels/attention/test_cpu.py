@@ -90,6 +90,7 @@ def uncut(p: Problem, mask: str) -> list[Tensor]:
     return attention_and_gradients(p, mask, keep=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("mask", MASKS)

@@ -67,12 +67,14 @@ def check(terms, expected, pred, dtype):
     close(backward, (2 * grad[:, None] * error).view(pred.shape), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "dtype"), [*product(SHAPES, DTYPES[:1]), *product(HALF_SHAPES, DTYPES[1:])], ids=str)
 def test_any_shape(shape, dtype, device):
     check(*problem(shape, dtype, device, x0="drawn"), dtype)
     check(*problem(shape, dtype, device, x0="given", z="drawn"), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"), [*product([(3, 7), (2, 3, 5, 7)], DTYPES), ((2, 33, 63), torch.float32)], ids=str
 )

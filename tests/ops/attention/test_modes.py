@@ -74,6 +74,7 @@ def test_mode_of_the_reference_alone(name: str, rows: str) -> None:
     _check(actual, MODES[name](math_attention, p), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODES)
 def test_mode_of_the_kernels(name: str) -> None:
     pytest.importorskip("triton")

@@ -9,7 +9,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from fastflow.kernels.attention import cpu as reference
+from fastflow.kernels.attention import blocks, cpu
 from fastflow.ops.attention import attention, attention_jvp
 from fastflow.ops.attention.op import OP
 from fastflow.ops.attention.problem import canonical
@@ -37,16 +37,16 @@ def options(*x: Tensor, mask: Tensor | None = None, is_causal: bool = False, bac
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """What the reference is asked for: (function, bound arguments) in order."""
+    """Record the calls of the blocked implementation: (function, arguments) in order."""
     seen: list[tuple[str, Any]] = []
     for name in ("dual_forward", "dual_backward"):
-        original = getattr(reference, name)
+        original = getattr(cpu, name)
 
         def spy(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
             seen.append((name, args))
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(reference, name, spy)
+        monkeypatch.setattr(cpu, name, spy)
     return seen
 
 
@@ -97,6 +97,7 @@ def _op_arguments(keys: int) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     yield "attention_dual_backward partial", OP.dual_backward.op, (*partial, *masked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "op", "args"), [pytest.param(*x, id=x[0]) for x in _op_arguments(LONG)])
 def test_opcheck_of_the_kernels(name: str, op: Any, args: tuple[Any, ...], device: torch.device) -> None:
     pytest.importorskip("triton")
@@ -104,6 +105,7 @@ def test_opcheck_of_the_kernels(name: str, op: Any, args: tuple[Any, ...], devic
     torch.library.opcheck(op, (*tensors, "triton"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "op", "args"),
     [pytest.param(*x, id=f"{x[0]} {keys}") for keys in (NK, LONG) for x in _op_arguments(keys)],
@@ -146,7 +148,7 @@ def test_missing_tangents_reach_the_kernel_as_none(calls: list[Any]) -> None:
     assert calls[0][1][5].shape == (1, *v.shape)
 
 
-def test_backward_without_tangent_cotangent_is_a_plain_backward(calls: list[Any]) -> None:
+def test_backward_without_tangent_cotangent_is_first_order(calls: list[Any]) -> None:
     """A stop-gradient target, as MeanFlow's, must not pay for the joint backward."""
     x = tuple(y.requires_grad_() for y in primals())
     out, _ = jvp(lambda *x: attention(*x, backend="reference"), x, primals(seed=5))
@@ -159,7 +161,7 @@ def test_backward_without_tangent_cotangent_is_a_plain_backward(calls: list[Any]
 
 
 @pytest.mark.parametrize("length", [NQ, LONG])
-def test_plain_attention_never_reaches_the_reference(calls: list[Any], length: int) -> None:
+def test_attention_without_tangents_never_reaches_the_blocks(calls: list[Any], length: int) -> None:
     x = [draw(B, H, length, D, seed=i).requires_grad_() for i in range(3)]
     attention(*x).sum().backward()
     assert not calls
@@ -184,7 +186,7 @@ def test_probabilities_are_kept_where_rows_are_short(backend: str, keys: int) ->
 def test_kept_probabilities_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     leaves = [y.requires_grad_() for y in (*primals(), *primals(seed=5))]
     outs = attention_jvp(*leaves)
-    monkeypatch.setattr(reference._Block, "scores", None)
+    monkeypatch.setattr(blocks.Block, "scores", None)
     torch.autograd.grad(outs, leaves, [torch.ones_like(x) for x in outs])
 
 

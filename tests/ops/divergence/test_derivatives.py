@@ -93,6 +93,7 @@ def test_a_constant_field_has_divergence_zero():
             assert torch.equal(r.divergence, torch.zeros(4, dtype=x.dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_compiles_whole_with_the_chunk_loop_inside(mode, backend, device):

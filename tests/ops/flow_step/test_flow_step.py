@@ -147,6 +147,7 @@ def agree(call_with, names, tolerance=3e-6, device="cpu"):
             assert error <= tolerance, f"{name}[{i}]: {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "drawn"), [*((path, False) for path in PATHS), *((path, True) for path in DRAWN)], ids=str
 )
@@ -244,6 +245,7 @@ def test_compiles_without_a_graph_break_in_every_mode(device):
     agree_compiled(both_duals, (), backend="inductor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [False, True])
 def test_the_custom_ops_are_well_formed(drawn, device):
     pytest.importorskip("triton")
