@@ -29,5 +29,16 @@ def language_patched_once() -> Iterator[None]:
             patched.add(module)
         return self.rewrite()(*args, **kwargs)
 
-    with mock.patch.object(interpreter.InterpretedFunction, "__call__", call):
+    original, dtypes = interpreter._get_np_dtype, {}  # it builds its table again at every call
+
+    def numpy_dtype(kind: Any) -> Any:
+        name = "pointer" if kind.scalar.is_ptr() else kind.scalar.name
+        if name not in dtypes:
+            dtypes[name] = original(kind)
+        return dtypes[name]
+
+    with (
+        mock.patch.object(interpreter.InterpretedFunction, "__call__", call),
+        mock.patch.object(interpreter, "_get_np_dtype", numpy_dtype),
+    ):
         yield
