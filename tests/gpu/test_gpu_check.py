@@ -160,6 +160,7 @@ def test_offsets_that_wrap_are_seen(monkeypatch):
     assert not faults(memory.far_views(DRY), "attention heads")
 
 
+@pytest.mark.slow
 def test_tests_become_findings(tmp_path):
     (tmp_path / "test_three.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\ndef test_c(): pytest.skip('no reason')\n"
@@ -243,6 +244,7 @@ def test_processes_of_their_own_find_the_same():
     assert late["verdict"] == "stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "status", "verdict"),
     [

@@ -98,6 +98,7 @@ HALF_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize("name", CASES)
 def test_float32(name, device):

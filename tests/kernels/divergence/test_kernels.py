@@ -47,6 +47,7 @@ def agree(actual, wanted, distribution):
     torch.testing.assert_close(actual, wanted, rtol=0 if distribution == "rademacher" else rtol, atol=0)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_probe_kernel_gives_the_references_numbers(shape, distribution, device):
@@ -111,6 +112,7 @@ def test_reduction_of_strided_products(distribution, device):
     torch.testing.assert_close(dots, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scaled_probes_are_the_adjoint_of_the_reduction(shape, distribution, device):

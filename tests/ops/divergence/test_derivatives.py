@@ -112,6 +112,7 @@ def test_compiles_whole_with_the_chunk_loop_inside(mode, backend, device):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHODS[0], METHODS[2]], ids=["exact", "hutch++"])
 def test_the_other_methods_compile_whole(method):
     x, field = points(4, 6, dtype=torch.float32), curved(matrix(6, torch.float32))
@@ -134,6 +135,7 @@ def test_compiles_with_inductor():
     torch.testing.assert_close(torch.compile(f, fullgraph=True)(x), f(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_custom_ops_pass_opcheck(device):
     draw = (1, 2, 3, "rademacher", torch.float32)
     torch.library.opcheck(library.probe_dots, (torch.randn(2, 3, 5, device=device, requires_grad=True), *draw))
