@@ -51,7 +51,7 @@ def _bars(cases: Sequence[tuple[Line, Sequence[Row]]], device: str) -> Any:
     axes.set_ylim(top - 0.7, -0.9)
     axes.set_xlabel("time relative to the baseline (grey); shorter is faster", color=INK, fontsize=9)
     axes.set_title(device, loc="left", color=INK, fontsize=10)
-    axes.margins(x=0.18)
+    axes.margins(x=0.26)  # room for the longest text
     axes.tick_params(axis="y", length=0)
     style_axes(axes)
     return figure
