@@ -132,6 +132,24 @@ def vmap_of_vjp(f: Function, p: Problem) -> Any:
 
 
 @mode
+def vmap_of_vmap_of_vjp(f: Function, p: Problem) -> Any:
+    return vmap(vmap(vjp(f, *p.x)[1]))(torch.stack([p.ws, p.ws.cos()]))
+
+
+@mode
+def forward_over_vmap_of_vjp(f: Function, p: Problem) -> Any:
+    return jvp(lambda *x: vmap(vjp(f, *x)[1])(p.ws), tuple(p.x), tuple(p.t))
+
+
+@mode
+def reverse_over_vmap_of_vjp(f: Function, p: Problem) -> Any:
+    def loss(*x: Tensor) -> Tensor:
+        return sum((g * t).sum() for g, t in zip(vmap(vjp(f, *x)[1])(p.ws), p.ts))
+
+    return grad(loss, p.every)(*p.x)
+
+
+@mode
 def vmap_of_grad(f: Function, p: Problem) -> Any:
     return vmap(grad(p.loss(f), p.every))(*p.xs)
 
