@@ -41,12 +41,13 @@ _NO_CONTEXT: AbstractContextManager[object] = nullcontext()
 class Functions(ABC):
     """The four functions of an op, on tensors without autograd, and their fakes for torch.compile.
 
-    A fake takes the same call and returns tensors of the right shape, dtype and strides.
+    A fake takes the same call and returns tensors of the right shape, dtype and strides. The default fakes promise
+    contiguous gradients: make them so, or override the fakes.
     """
 
     @abstractmethod
     def forward(self, call: Forward) -> tuple[Tensor, Tensor]:
-        """Return out and state, a tensor that the backward reads."""
+        """Return out and state ``[B, ...]``, a new tensor that the backward reads."""
 
     @abstractmethod
     def fake_forward(self, call: Forward) -> tuple[Tensor, Tensor]: ...
@@ -61,7 +62,7 @@ class Functions(ABC):
 
     @abstractmethod
     def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return out, t_out, state and t_state; the tangents are ``[K, ...]`` or None, but not all None."""
+        """Return out, t_out, state and t_state ``[K, B, ...]``; the tangents are ``[K, ...]`` or None, not all None."""
 
     @abstractmethod
     def fake_dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
@@ -362,8 +363,8 @@ def _registered(op: TwiceDifferentiable, role: str, function: Any, layout: Layou
 def _keep(ctx: Any, step: Step, backward_call: Group) -> None:
     """Keep a backward's call, all but its cotangents, for :func:`_kept`."""
     flat = step.layout.flatten(backward_call)
-    num_options = len(backward_call.options)  # type: ignore[attr-defined]
-    tensors, ctx.options = flat[:-num_options], flat[-num_options:]
+    num_tensors = len(flat) - len(backward_call.options)  # type: ignore[attr-defined]
+    tensors, ctx.options = flat[:num_tensors], flat[num_tensors:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)

@@ -1,5 +1,7 @@
 """The wiring on an op that is not attention: a gated sine with a constant, ``out = offset + gate sin(w x)``."""
 
+import gc
+import weakref
 from typing import NamedTuple
 
 import pytest
@@ -37,15 +39,15 @@ class GatedSine(Functions):
     def forward(self, call: Forward) -> tuple[Tensor, Tensor]:
         CALLS.append("forward")
         (x, gate), (offset,), w = call.x, call.constants, call.options.w
-        return gate * (w * x).sin() + (0 if offset is None else offset), w * x
+        return contiguous(gate * (w * x).sin() + (0 if offset is None else offset), w * x)
 
     def fake_forward(self, call: Forward) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(call.x.x), torch.empty_like(call.x.x)
+        return call.x.x.new_empty(call.x.x.shape), call.x.x.new_empty(call.x.x.shape)
 
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
         CALLS.append("backward")
         state, w = call.saved.state, call.options.w
-        return call.g * call.x.gate * w * state.cos(), call.g * state.sin()
+        return contiguous(call.g * call.x.gate * w * state.cos(), call.g * state.sin())
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         CALLS.append("dual_forward")
@@ -53,11 +55,12 @@ class GatedSine(Functions):
         tx, t_gate = call.tangents
         t_state = torch.zeros_like(t_gate) if tx is None else call.options.w * tx
         t_out = call.x.gate * state.cos() * t_state
-        return out, t_out if t_gate is None else t_out + t_gate * state.sin(), state, t_state
+        return contiguous(out, t_out if t_gate is None else t_out + t_gate * state.sin(), state, t_state)
 
     def fake_dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         one, many = call.x.x, next(t for t in call.tangents if t is not None)
-        return tuple(torch.empty_like(y) for y in (one, many, one, many))
+        out, t_out, state, t_state = (y.new_empty(y.shape) for y in (one, many, one, many))
+        return out, t_out, state, t_state
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         CALLS.append("dual_backward")
@@ -69,7 +72,12 @@ class GatedSine(Functions):
         if g is not None:
             dx, d_gate = dx + g * gate * w * cosine, d_gate + g * sine
         d_tx = absent(h) if tx is None else w * h * gate * cosine
-        return dx, d_gate, d_tx, absent(h) if t_gate is None else h * sine
+        return contiguous(dx, d_gate, d_tx, absent(h) if t_gate is None else h * sine)
+
+
+def contiguous(*ys: Tensor) -> tuple[Tensor, ...]:
+    """Return what the fakes promise, whatever the strides of the operands are."""
+    return tuple(y.contiguous() for y in ys)
 
 
 OP = TwiceDifferentiable(
@@ -85,6 +93,8 @@ W = 1.3
 
 
 def gated_sine(x: Tensor, gate: Tensor, offset: Tensor | None = None) -> Tensor:
+    if OP.why_not_compiled() is not None:
+        return spelled_out(x, gate, offset)
     return OP(Primals(x, gate), Constants(offset), lambda primals, tangents: (primals, tangents, Options(W, "toy")))
 
 
@@ -149,11 +159,49 @@ def test_compiles_in_one_graph():
         assert_close(a, b, 1e-13)
 
 
-@pytest.mark.parametrize("step", ["forward", "dual_forward"])
+@pytest.mark.parametrize("step", ["forward", "backward", "dual_forward", "dual_backward"])
 def test_custom_ops_are_well_formed(step):
-    options = (W, "toy")
-    args = {"forward": (X, GATE, None), "dual_forward": (X, GATE, TX[None], None, None)}[step]
-    torch.library.opcheck(getattr(OP, step).op, (*args, *options))
+    options, x, tx = (W, "toy"), X.mT.contiguous().mT, TX[None].mT.contiguous().mT
+    out, state = OP.forward.op(x, GATE, None, *options)
+    dual = OP.dual_forward.op(x, GATE, tx, None, None, *options)
+    args = {
+        "forward": (x, GATE, None),
+        "backward": (x, x, GATE, None, out, state),
+        "dual_forward": (x, GATE, tx, None, None),
+        "dual_backward": (x, tx, x, GATE, tx, None, None, *dual),
+    }
+    torch.library.opcheck(getattr(OP, step).op, (*args[step], *options))
+
+
+def test_compiled_with_inductor_on_strided_operands_and_under_grad():
+    torch._dynamo.reset()
+    x = X.mT.contiguous().mT
+    for call in (lambda f: jvp(f, (x, GATE), (TX, T_GATE)), lambda f: grad(lambda y: f(y, GATE).sum())(x)):
+        got = torch.compile(lambda call=call: call(gated_sine), fullgraph=True)()
+        for a, b in zip(tensors(got), tensors(call(spelled_out)), strict=True):
+            assert_close(a, b, 1e-13)
+
+
+def test_without_options_nothing_is_kept_alive():
+    class NoOptions(NamedTuple):
+        pass
+
+    class Bare(GatedSine):
+        def forward(self, call):
+            return super().forward(call._replace(options=Options(W, "toy")))
+
+        def backward(self, call):
+            return super().backward(call._replace(options=Options(W, "toy")))
+
+    groups = {"x": Primals, "constants": Constants, "options": NoOptions}
+    op = TwiceDifferentiable("bare_sine", **groups, functions=Bare(), batching=JoinBatch(), instead="sin")
+    gc.disable()
+    out = op(Primals(X.clone().requires_grad_(), GATE), Constants(None), lambda x, t: (x, t, NoOptions()))
+    out.sum().backward()
+    alive = weakref.ref(out)
+    del out
+    gc.enable()
+    assert alive() is None
 
 
 def test_what_is_refused_names_the_op():
