@@ -22,8 +22,8 @@ gradients = functools.partial(torch.autograd.grad, materialize_grads=True)  # ze
 class Problem:
     """The point, tangents and weights at which a function is differentiated.
 
-    x: at least two tensors of at least two dimensions; t: a tangent of each; ts: K tangents of each; xs: K points, each ``[K, ...]``; w, ws: weights of the
-    result and of K results in a scalar loss; square: that of the result's square.
+    x: at least two tensors of two or more dimensions; t: a tangent of each; ts: K tangents of each; xs: K points, each
+    ``[K, ...]``; w, ws: weights of the result and of K results in a scalar loss; square: that of the result's square.
     """
 
     x: Sequence[Tensor]

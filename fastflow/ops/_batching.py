@@ -19,7 +19,10 @@ _DUAL_SAVED = DualSaved(out=0, t_out=1, state=0, t_state=1)
 
 
 class JoinBatch:
-    """Join the mapped axis with the batch, the first axis of every primal, constant, output and state. ``call``: the custom op or ``Function.apply`` to run after that."""
+    """Join the mapped axis with the batch, the first axis of every primal, constant, output and state.
+
+    call: the custom op or ``Function.apply``, to run after that.
+    """
 
     def forward(self, call: Callable[..., Any], layout: Layout[Forward], info: Any, dims: Dims, flat: Any) -> Mapped:
         x, constants, options = layout.restore(flat)
