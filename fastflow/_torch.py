@@ -95,7 +95,7 @@ def can_skip_dispatcher(*args: Any) -> bool:
     That is, no transform or dispatch mode is active, and every tensor has the dispatch keys of a fresh one: it is no
     subclass and no zero tensor without memory.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or inside_transform():
         return False
     keys_of, fresh = torch._C._dispatch_keys, None
     for x in args:

@@ -118,6 +118,7 @@ def test_the_dispatcher_is_skipped_for_fresh_tensors_only():
     assert not any(_torch.can_skip_dispatcher(x) for x in (X.to_sparse(), torch.complex(X, X).conj()))
     inside = seen(_torch.can_skip_dispatcher)
     assert inside == {**dict.fromkeys(inside, False), "none": True, "dual level": True}
+    assert seen(lambda _: _torch.can_skip_dispatcher(1, "no tensor")) == inside
     with torch.utils._python_dispatch.TorchDispatchMode():
         assert not _torch.can_skip_dispatcher(X)
 

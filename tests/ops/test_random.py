@@ -63,6 +63,24 @@ def test_bad_streams_are_named(make, error, message):
         make()
 
 
+@pytest.mark.parametrize("draw", [lambda k: ff.GaussianNoise(k).materialize((2, 3)), lambda k: uniform((2, 3), k)])
+def test_a_first_draw_inside_a_transform(draw):
+    """The cached numbers are not wrapped by the transform, so a later trace can read them."""
+    x = torch.ones(2, 3)
+    first = 90_000  # seeds that no other test draws
+    out, tangent = torch.func.jvp(lambda x: x * draw(first), (x,), (x,))
+    gradient = torch.func.grad(lambda x: (x * draw(first + 1)).sum())(x)
+    mapped = torch.vmap(lambda x: x * draw(first + 2)[0])(x)
+    torch._dynamo.reset()
+    leaf = x.clone().requires_grad_()
+    step = torch.compile(lambda x: torch.func.jvp(lambda x: x * draw(first), (x,), (x,)), backend="aot_eager")
+    assert torch.equal(step(leaf)[1], out)
+    assert torch.equal(out, draw(first))
+    assert torch.equal(tangent, draw(first))
+    assert torch.equal(gradient, draw(first + 1))
+    assert torch.equal(mapped, draw(first + 2)[0].expand(2, 3))
+
+
 def test_a_draw_is_the_callers_to_change():
     for draw in (lambda: ff.GaussianNoise(4, 9).materialize((5,)), lambda: uniform((5,), 4, 9)):
         expected = draw().clone()
