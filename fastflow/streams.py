@@ -51,14 +51,14 @@ class Stream:
         return f"Stream(seed={self._seed}, draws={self._draws})"
 
     def noise(self, batch_size: int) -> GaussianNoise:
-        """Return this process's share of the next draw, as noise for a tensor ``[batch_size, ...]``.
+        """Return this process's share of the next draw, as noise for a tensor of at most batch_size samples.
 
         Raises:
             TypeError, ValueError: batch_size is not an int, or is negative.
             RuntimeError: torchrun started several processes, and torch.distributed is not initialized yet.
         """
         offset, first_sample = self._next(batch_size)
-        return GaussianNoise(self._seed, offset, first_sample)
+        return GaussianNoise(self._seed, offset, first_sample, batch_size)
 
     def times(
         self,

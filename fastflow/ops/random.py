@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,17 +25,18 @@ _Draw = Callable[[int, int, int, int, int, Domain], Tensor]  # numel, seed, offs
 class GaussianNoise:
     """Standard normal noise that the kernels draw where they use it and never store.
 
-    A tensor ``[B, ...]`` with M elements a sample holds elements ``first_sample M .. (first_sample + B) M - 1`` of a draw,
-    in contiguous order. Element i is a function of ``(seed, offset, i)`` alone: Philox-4x32-10 with the seed as key and
-    ``(i // 4, offset)`` as counter, then Box-Muller [Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-    SC 2011]. Use one seed for a run and one offset for a draw; :class:`fastflow.Stream` counts them. The ops accept it
-    wherever they accept ``x0`` or ``noise``; :meth:`materialize` gives the same numbers as a tensor.
+    A tensor ``[B, ...]`` with M elements a sample holds elements ``first_sample M .. (first_sample + B) M - 1`` of a
+    draw, in contiguous order. Element i is a function of ``(seed, offset, i)`` alone: Philox-4x32-10 with the seed as
+    key and ``(i // 4, offset)`` as counter, then Box-Muller [Salmon et al., "Parallel random numbers: as easy as 1, 2,
+    3", SC 2011]. Use one seed for a run and one offset for a draw; :class:`fastflow.Stream` counts them. The ops accept
+    it wherever they accept ``x0`` or ``noise``; :meth:`materialize` gives the same numbers as a tensor.
 
     Args:
         seed: 0 <= seed < 2^63.
         offset: 0 <= offset < 2^63; draws of different offsets share no random words, and neither do noise, times,
             probes and other draws of one seed and offset.
         first_sample: 0 <= first_sample < 2^63; the place of the first sample in a draw that several processes share.
+        num_samples: the size of this process's share, if a larger batch must raise an error.
 
     Raises:
         TypeError: an argument is not an int.
@@ -45,9 +46,18 @@ class GaussianNoise:
     seed: int
     offset: int = 0
     first_sample: int = 0
+    num_samples: int | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_stream(self.seed, self.offset, self.first_sample)
+        if self.num_samples is not None:
+            check_integer("num_samples", self.num_samples)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise a ValueError if this noise cannot fill a tensor of this shape: its share or the draw is too short."""
+        _first_element(shape, self.first_sample)
+        if self.num_samples is not None and _num_samples(shape) > self.num_samples:
+            raise ValueError(f"noise was drawn for {self.num_samples} samples, got shape {tuple(shape)}")
 
     def materialize(
         self,
@@ -63,8 +73,10 @@ class GaussianNoise:
 
         Raises:
             TypeError: dtype is not a floating point type.
-            ValueError: an unknown backend, the kernels cannot run on this device, or the draw is longer than 2^58.
+            ValueError: an unknown backend, the kernels cannot run on this device, or the draw or this share of it is
+                too short: a draw has 2^58 elements.
         """
+        self.check_shape(shape)
         return normals(
             shape, self.seed, self.offset, self.first_sample, Domain.NOISE, dtype=dtype, device=device, backend=backend
         )
@@ -84,7 +96,7 @@ def normals(
     """Draw standard normals for a consumer; arguments, result and errors as for :meth:`GaussianNoise.materialize`."""
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating point type, got {dtype}")
-    device, start = torch.device(device), first_element(shape, first_sample)
+    device, start = torch.device(device), _first_element(shape, first_sample)
     implementation = _backend.resolve(backend, "noise", _backend.Operand(torch.float32, device))
     return call(_gaussian, list(shape), seed, offset, start, domain, dtype, device, implementation)
 
@@ -101,7 +113,7 @@ def uniform(
 ) -> Tensor:
     """Draw uniforms on the open interval (0, 1), the same on every device; arguments as for :class:`GaussianNoise`."""
     check_stream(seed, offset, first_sample)
-    start = first_element(shape, first_sample)
+    start = _first_element(shape, first_sample)
     return call(_uniform, list(shape), seed, offset, start, domain, dtype, torch.device(device))
 
 
@@ -111,11 +123,14 @@ def permutation(num: int, seed: int, offset: int = 0) -> Tensor:
     return torch.from_numpy(reference.words(0, num, seed, offset, Domain.PERMUTATION).argsort(kind="stable"))
 
 
-def first_element(shape: Sequence[int], first_sample: int) -> int:
-    """Return the index of the first element of ``[B, ...]`` in its draw; raise a ValueError if the draw is too long."""
+def _num_samples(shape: Sequence[int]) -> int:
+    return shape[0] if len(shape) else 1
+
+
+def _first_element(shape: Sequence[int], first_sample: int) -> int:
+    """Return the index of the first element of ``[B, ...]`` in its draw; raise a ValueError beyond the draw."""
     per_sample = math.prod(shape[1:])
-    num = first_sample + (shape[0] if len(shape) else 1)
-    if num * per_sample > MAX_ELEMENTS:
+    if (first_sample + _num_samples(shape)) * per_sample > MAX_ELEMENTS:
         raise ValueError(
             f"first_sample must keep a draw within 2^58 elements, got first_sample {first_sample} for samples of "
             f"{per_sample} elements"

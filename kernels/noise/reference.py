@@ -1,7 +1,7 @@
 """Counter-based random numbers on the CPU: the definition that every kernel must reproduce.
 
 A draw is a pure function of its domain and ``(seed, offset, element index)``, equations (1) to (3) of README.md. The
-integer part is NumPy, which multiplies and shifts unsigned numbers; words stay in uint64 so that no call has to convert.
+integer part is NumPy, which multiplies and shifts unsigned numbers; words stay in uint64 so that no call converts.
 """
 
 import functools

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._checks import check_batched, check_floating, check_like, check_time
 from ...kernels.flow_step.reference import Coefficient
-from ..random import GaussianNoise, first_element
+from ..random import GaussianNoise
 
 Noise = Tensor | GaussianNoise
 PathTerms = tuple[Coefficient, Coefficient, Coefficient]  # the factors of x1, x0 and z
@@ -124,7 +124,7 @@ def check_operands(x0: object, x1: object, t: Tensor | float, path: AffinePath, 
     x1 = check_batched("x1", x1)
     for name, x in (("x0", x0), ("noise", noise)):
         if isinstance(x, GaussianNoise):
-            first_element(x1.shape, x.first_sample)
+            x.check_shape(x1.shape)
         elif not (name == "noise" and x is None):
             check_like(name, check_floating(name, x), "x1", x1)
     if isinstance(x0, GaussianNoise) and isinstance(noise, GaussianNoise):
