@@ -77,10 +77,4 @@ def draw_conversion(draw: Draw, backend: str) -> Call:
         return ff.paths.convert(value, xt, t, path=path, source=source, target=target)
 
     x = [draw.strided(draw.normal(*shape, dtype=dtype)), draw.normal(*shape, dtype=dtype), t]
-    return Call(
-        f"convert {source} to {target} {path} {shape} {dtype}",
-        ours,
-        plain,
-        x,
-        refused=("vmap", "grad_of_vmap", "jvp_of_vmap"),
-    )
+    return Call(f"convert {source} to {target} {path} {shape} {dtype}", ours, plain, x)
