@@ -93,7 +93,7 @@ def draw_flow_step(draw: Draw, backend: str) -> Call:
         rows = t.to(wide).reshape(-1, *(1,) * (len(shape) - 1))
         a, b, c = formula(rows)[op != "interpolate"]
         out = a * x1.to(wide) + b * x0.to(wide)
-        if bridge:
+        if bridge and not (isinstance(c, float) and c == 0.0):
             out = out + c * keywords["noise"].to(wide)
         if op != "loss":
             return out.to(x1.dtype)

@@ -45,14 +45,15 @@ def fault(op: str, seed: int, index: int, backend: str = "auto") -> str | None:
         actual = _leaves(MODES[mode](restricted(call.op, call.x, active), p))
     except Exception:
         return f"{where}\n{traceback.format_exc(limit=-3)}"
+    floor = max(FLOOR[x.dtype] for x in call.x)
     for i, (a, b, t) in enumerate(zip(actual, baseline, truth, strict=True)):
-        difference = _difference(a, b, t)
+        difference = _difference(a, b, t, floor)
         if difference is not None:
             return f"{where}\nresult {i}: {difference}"
     return None
 
 
-def _difference(actual: Tensor | None, baseline: Tensor | None, truth: Tensor | None) -> str | None:
+def _difference(actual: Tensor | None, baseline: Tensor | None, truth: Tensor | None, floor: float) -> str | None:
     given = [x for x in (actual, baseline, truth) if x is not None]
     if not given:
         return None
@@ -65,7 +66,7 @@ def _difference(actual: Tensor | None, baseline: Tensor | None, truth: Tensor | 
     size = t.abs().max().item() if t.numel() else 0.0
     error = (a.double() - t).abs().max().item() if a.shape == t.shape and t.numel() else 0.0
     theirs = (b.double() - t).abs().max().item() if t.numel() else 0.0
-    if a.shape == t.shape and error <= FACTOR * theirs + FLOOR[b.dtype] * max(size, 0.3):
+    if a.shape == t.shape and error <= FACTOR * theirs + floor * max(size, 0.3):
         return None
     return f"shape {tuple(a.shape)}, error {error}, PyTorch's {theirs}, size {size:.3g}"
 
