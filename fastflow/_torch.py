@@ -62,6 +62,19 @@ def requires_grad_at_any_level(x: Tensor) -> bool:
     return x.requires_grad
 
 
+def records_gradients(x: Tensor) -> bool:
+    """Return True if x requires grad at the innermost level that records gradients: that of a torch.func grad or vjp,
+    or of the tape where there is none.
+    """
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    stack = _functorch.get_interpreter_stack() or ()
+    level = max((interpreter.level() for interpreter in stack if interpreter.key().name == "Grad"), default=0)
+    while _level(x) > level:
+        x = _functorch.get_unwrapped(x)
+    return _level(x) == level and x.requires_grad
+
+
 def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
     """Run ``function`` one functorch level down and wrap its results again.
 
@@ -109,6 +122,10 @@ def can_skip_dispatcher(*args: Any) -> bool:
 def foreach_lerp_(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Move each of starts toward its end, in one launch on a GPU; ``torch.lerp`` takes one tensor at a time."""
     torch._foreach_lerp_(starts, ends, weight)
+
+
+def _level(x: Tensor) -> int:
+    return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else 0
 
 
 def _innermost(x: Tensor) -> Tensor:
