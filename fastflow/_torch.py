@@ -81,6 +81,19 @@ def requires_grad_at_any_level(x: Tensor) -> bool:
     return x.requires_grad
 
 
+def records_gradients(x: Tensor) -> bool:
+    """Return True if x requires grad at the innermost level that records gradients: that of a torch.func grad or vjp,
+    or of the tape where there is none.
+    """
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    stack = _functorch.get_interpreter_stack() or ()
+    level = max((interpreter.level() for interpreter in stack if interpreter.key().name == "Grad"), default=0)
+    while _level(x) > level:
+        x = _functorch.get_unwrapped(x)
+    return _level(x) == level and x.requires_grad
+
+
 def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
     """Run ``function`` one functorch level down and wrap its results again.
 
@@ -133,6 +146,10 @@ def own_attention(*args: Any, **kwargs: Any) -> Tensor:
 def foreach_lerp_(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Move each of starts toward its end, in one launch on a GPU; ``torch.lerp`` takes one tensor at a time."""
     torch._foreach_lerp_(starts, ends, weight)
+
+
+def _level(x: Tensor) -> int:
+    return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else 0
 
 
 def _innermost(x: Tensor) -> Tensor:
