@@ -40,6 +40,18 @@ def transforms() -> tuple[str, ...]:
     return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
 
 
+def holds_without_guard(condition: bool | torch.SymBool) -> bool:
+    """Return True if the condition is true; of symbolic sizes, if it is true for all of them.
+
+    A branch on symbolic sizes would tie the traced program to one side. There is no public way to ask without one.
+    """
+    if not torch.compiler.is_compiling() and isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
+
+    return statically_known_true(condition)
+
+
 def forward_mode_active() -> bool:
     """Return True inside ``forward_ad.dual_level`` or a jvp. There is no public query."""
     return forward_ad._current_level >= 0
@@ -53,6 +65,13 @@ def inside_jvp() -> bool:
 def unwrapped(x: Tensor) -> Tensor:
     """Return the values below all torch.func transforms, detached. There is no public way to read them."""
     return _innermost(x).detach()
+
+
+def below_transforms(x: Tensor) -> Tensor:
+    """Return the tensor that torch.func has wrapped, or x itself. There is no public way to reach it."""
+    if torch.compiler.is_compiling() or not inside_transform():
+        return x
+    return _innermost(x)
 
 
 def requires_grad_at_any_level(x: Tensor) -> bool:
@@ -104,6 +123,11 @@ def can_skip_dispatcher(*args: Any) -> bool:
             if keys_of(x) != fresh:
                 return False
     return True
+
+
+def own_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Call PyTorch's scaled_dot_product_attention, whatever may stand in ``torch.nn.functional`` in its place."""
+    return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
 
 
 def foreach_lerp_(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
