@@ -69,8 +69,8 @@ class _Watched:
             raise _error(t, f"{_MOST_STEPS} steps did not reach the end; loosen rtol and atol")
         raise _error(
             t,
-            "no step is small enough for rtol and atol; loosen them, or let t0 and t1 stop short of a time at which the "
-            "velocity is singular",
+            "no step is small enough for rtol and atol; loosen them, or let t0 and t1 stop short of the time at which "
+            "the velocity is singular",
         )
 
 
