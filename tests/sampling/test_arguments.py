@@ -109,7 +109,8 @@ def test_the_source_density_is_one_number_a_sample():
         ({"num_steps": 2, "t0": math.nan}, ValueError, "t0 must be finite, got nan"),
         ({"num_steps": 2, "t1": math.inf}, ValueError, "t1 must be finite, got inf"),
         ({"num_steps": 2, "t1": "1"}, TypeError, "t1 must be a number, got str"),
-        ({"num_steps": 2, "t0": torch.tensor(0.0, requires_grad=True)}, TypeError, "t0 must be a number, got Tensor"),
+        ({"num_steps": 2, "t0": torch.tensor(0.0, requires_grad=True)}, TypeError, "t0 must be .* pass t0.detach"),
+        ({"num_steps": 2, "t0": torch.zeros(3)}, TypeError, "t0 must be a number, got a tensor of shape"),
     ],
 )
 def test_bad_times_are_named(kwargs, error, message):
@@ -170,9 +171,7 @@ def test_an_adaptive_solve_that_cannot_go_on_says_where_and_why(velocity, messag
 def test_tolerances_that_no_step_meets_are_named():
     calls = itertools.count()
     for tolerance in (1e-7, 1e-30):
-        with pytest.raises(
-            IntegrationError, match=r"at t = [01]\S*: no step is small enough for rtol and atol; loosen"
-        ):
+        with pytest.raises(IntegrationError, match=r"at t = [01]\S*: no step is small enough for rtol"):
             adaptively(lambda x, t: x * 0 + (-1.0) ** next(calls), atol=tolerance, rtol=tolerance)
 
 
