@@ -52,7 +52,8 @@ class _Watched:
         self.recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_EVALUATIONS)
 
     def __call__(self, t: Tensor, state: Tensor) -> Tensor:
-        t = t.clamp(*self.ends)  # the guess of the first step looks at a time that may lie outside
+        # the guess of the first step looks at a time that may lie outside, or be NaN
+        t = t.clamp(*self.ends).nan_to_num(nan=self.ends[0])
         value = self.field(state, t.expand(len(state)))
         self.recent.append((t, state.detach(), value.detach()))
         return value
