@@ -18,6 +18,7 @@ from .config import Config
 from .data import Dataset, DataSpec, load_data
 from .extras import extra
 from .log import RunLog
+from .preflight import check_training
 from .report import draw_pictures, final_metrics
 from .runs import build_path, choose_device
 from .state import State
@@ -42,6 +43,7 @@ def train(config: Config) -> dict[str, float]:
     device = choose_device(config.device)
     data = load_data(config.data, config.labels, config.image_size)
     path = build_path(config)
+    check_training(config, data, device)
     state = State.initial(config, data.spec, device)
     _prepare_folder(config, data.spec, state)
     network = torch.compile(state.model) if config.compile else state.model
@@ -93,7 +95,7 @@ def batch_loss(config: Config, data: Dataset, path: Path, network: Any, step: in
     """Return the flow-matching loss of a step's batch, a pure function of the seed, the step and the weights."""
     seed, spec = config.seed, data.spec
     x1, y = data.batch(step, config.batch_size, seed)
-    x1 = ((x1 - spec.mean) / spec.std).to(device, non_blocking=True)
+    x1 = spec.standardise(x1).to(device, non_blocking=True)
     if y is not None:
         dropped = uniform(y.shape, seed, Stream.CLASS_DROPOUT.at(step)) < config.class_dropout
         y = torch.where(dropped, spec.num_classes, y).to(device, non_blocking=True)
@@ -122,6 +124,10 @@ def _prepare_folder(config: Config, spec: DataSpec, state: State) -> None:
         if DataSpec.from_json(checkpoint.meta["data"]) != spec:
             raise ValueError(f"{config.data} is not the data that the run in {config.out} was trained on")
         state.restore(checkpoint)
+        if config.steps < state.step:
+            raise ValueError(
+                f"the run in {config.out} has done {state.step} steps already, and steps is {config.steps}"
+            )
 
 
 def _remove_run(folder: FilePath) -> None:
