@@ -15,7 +15,8 @@ from .colour import Look, over_white, to_srgb
 
 logger = logging.getLogger("fastflow")
 
-_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_WITH_ALPHA = ("LA", "PA", "RGBA")
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 # Pillow keeps the transparent grey of a PNG as the file's number, and scales the pixels to 8 bits
 _GREY_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
@@ -67,6 +68,8 @@ def _as_shown(image: Any) -> Any:
     if sixteen_bits:
         white = 2 ** max(tags.get(_BITS_PER_SAMPLE, (16,))) - 1
         return _grey(image, white, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO, key, look)
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
     if _is_transparent(image):
         alpha = image.convert("RGBA").getchannel("A")
         return over_white(to_srgb(_without_alpha(image), look), alpha)
@@ -92,8 +95,6 @@ def _is_transparent(image: Any) -> bool:
 
 
 def _without_alpha(image: Any) -> Any:
-    if image.mode in ("La", "RGBa"):
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode == "LA":
         return image.getchannel("L")
     return image if image.mode in ("1", "L", "RGB") else image.convert("RGBA").convert("RGB")

