@@ -12,8 +12,8 @@ from ..paths import Path
 from ..sampling.likelihood import LikelihoodSolver, log_likelihood
 from .data import PointData, load_data
 from .preflight import check_probes, check_samples
+from .purposes import Purpose
 from .runs import Run
-from .streams import Stream
 
 _CHUNK = 512  # samples in one batch through the network
 
@@ -61,7 +61,7 @@ def data_densities(
     scale = run.spec.std
     if run.spec.kind == "images":
         scale *= levels - 1
-        x = x + (uniform(x.shape, seed, Stream.DEQUANTISATION.at(0)) - 0.5) / (levels - 1)
+        x = x + (uniform(x.shape, seed, Purpose.DEQUANTISATION.at(0)) - 0.5) / (levels - 1)
     x1 = run.spec.standardise(x)
     low, high = run.path.domain
     results = []
@@ -79,7 +79,7 @@ def data_densities(
             method=method,
             num_probes=num_probes,
             seed=seed,
-            offset=Stream.PROBES.at(int(index[0])),
+            offset=Purpose.PROBES.at(int(index[0])),
             log_p0=lambda x: _source_log_prob(run.path, x),
             t0=low,
             t1=high,
