@@ -156,14 +156,20 @@ NAN_BELOW_HALF = (lambda t: torch.where(t < 0.5, math.nan, 1.0)[:, None],)
         (lambda x, t: x * math.nan, {}, r"t = 1: the velocity or its divergence is not finite"),
         (lambda x, t: x * torch.where(t < 0.5, math.nan, 1.0)[:, None], {}, r"t = 0\.[34]\d*: the velocity or its"),
         (lambda x, t: x * math.inf, {}, r"t = 1: the velocity or its divergence is not finite"),
-        (lambda x, t: x.sqrt() * 0.0 + (x - x.detach()).sqrt(), {}, r"t = 1: the velocity or its divergence is not finite"),
+        (
+            lambda x, t: x.sqrt() * 0.0 + (x - x.detach()).sqrt(),
+            {},
+            r"t = 1: the velocity or its divergence is not finite",
+        ),
         (lambda x, t: -x * x * 1e3, {"t0": 0.0}, r"cannot go on at t = 0\.99"),  # explodes backward in time
         (lambda x, t: x.sign() / (t[:, None] - 0.5).abs().pow(1.5) + 0 * x, {}, r"cannot go on at t = 0\.50*\d*: "),
     ],
     ids=["nan", "nan below a half", "inf", "divergence", "explosion", "singular"],
 )
 def test_an_adaptive_solve_that_cannot_go_on_says_where_and_why(velocity, kwargs, message):
-    with pytest.raises(IntegrationError, match=f"solver 'dopri5' cannot go on at .*{message.partition('at ')[2] or message}"):
+    with pytest.raises(
+        IntegrationError, match=f"solver 'dopri5' cannot go on at .*{message.partition('at ')[2] or message}"
+    ):
         adaptively(velocity, **kwargs)
 
 
@@ -218,5 +224,7 @@ def test_an_empty_batch_has_an_empty_density():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_fixed_steps_mark_the_samples_that_are_not_finite(solver):
-    x = sample_ode(lambda x, t: torch.where(x > 1.5, math.nan, x), torch.tensor([[0.1], [2.0]]), num_steps=3, solver=solver)
+    x = sample_ode(
+        lambda x, t: torch.where(x > 1.5, math.nan, x), torch.tensor([[0.1], [2.0]]), num_steps=3, solver=solver
+    )
     assert x.isfinite().flatten().tolist() == [True, False]

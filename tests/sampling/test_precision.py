@@ -88,7 +88,9 @@ def test_autocast_keeps_the_state(solver):
 def test_the_density_of_low_precision_data(solver, dtype):
     pytest.importorskip("torchdiffeq")
     x = torch.linspace(-1, 1, 6).view(3, 2).to(dtype)
-    r = ff.log_likelihood(lambda x, t: shrink(x, t), x, num_steps=200, solver=solver, method="exact", rtol=1e-4, atol=1e-4)
+    r = ff.log_likelihood(
+        lambda x, t: shrink(x, t), x, num_steps=200, solver=solver, method="exact", rtol=1e-4, atol=1e-4
+    )
     assert r.x0.dtype == r.log_prob.dtype == torch.float32
     want = -0.5 * (2 * x.float()).square().sum(1) - math.log(2 * math.pi) + 2 * math.log(2)
     torch.testing.assert_close(r.log_prob, want, rtol=2e-2, atol=2e-2)
