@@ -27,7 +27,6 @@ def check_training(config: Config, data: Dataset, device: torch.device) -> None:
 
     Raises:
         ModuleNotFoundError: a library is missing that the run would import later.
-        OSError: the folder cannot be written.
         ValueError: the settings do not suit each other, the data or the memory; the message names the setting.
     """
     spec = data.spec
@@ -41,7 +40,6 @@ def check_training(config: Config, data: Dataset, device: torch.device) -> None:
     batch = _BATCH_COPIES * _FLOAT * config.batch_size * math.prod(spec.shape)
     check_memory(batch, f"batch_size {config.batch_size}", device)
     check_evaluation(data, config.eval_samples, config.data)
-    check_output_folder(config.out)
 
 
 def check_guidance(guidance: float, spec: DataSpec, class_dropout: float, data: str) -> None:
@@ -64,20 +62,16 @@ def check_probes(num_probes: int, num: int, spec: DataSpec, device: torch.device
     check_memory(_SAMPLE_COPIES * _FLOAT * num_probes * size, f"num_probes {num_probes}", device)
 
 
-def check_output_folder(folder: Path) -> None:
-    """Raise an OSError unless the folder can be written, or made."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not existing.is_dir():
-        raise NotADirectoryError(f"cannot write to the folder {folder}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write to the folder {folder}: no permission to write in {existing}")
-
-
 def check_output_file(file: Path) -> None:
-    """Raise an OSError unless the file can be written."""
+    """Raise an OSError unless the file can be written; its folder may have to be made."""
     if file.is_dir():
         raise IsADirectoryError(f"cannot write the file {file}: it is a folder")
-    check_output_folder(file.parent)
+    folder = file.parent
+    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        raise NotADirectoryError(f"cannot write the file {file}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write the file {file}: no permission to write in {existing}")
 
 
 def _check_libraries(config: Config, spec: DataSpec) -> None:

@@ -183,17 +183,17 @@ def test_likelihood_of_one_sample(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "holds one sample" in refusal(f"likelihood {tmp_path / 'out'} --out {tmp_path}/h.png", capsys)
 
 
-def test_output_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     os.symlink(tmp_path / "nowhere", tmp_path / "broken")
     for folder in (tmp_path / "file", tmp_path / "file" / "deep" / "er", tmp_path / "broken"):
-        with pytest.raises(NotADirectoryError, match=f"cannot write to the folder {folder}"):
-            preflight.check_output_folder(folder)
-    preflight.check_output_folder(tmp_path / "new" / "deep")
+        with pytest.raises(NotADirectoryError, match=f"cannot write the file {folder}/a.npz: .* is not a folder"):
+            preflight.check_output_file(folder / "a.npz")
+    preflight.check_output_file(tmp_path / "new" / "deep" / "a.npz")
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match=f"no permission to write in {tmp_path}"):
-        preflight.check_output_folder(tmp_path / "new")
+        preflight.check_output_file(tmp_path / "new" / "a.npz")
 
 
 def test_missing_libraries_are_found_before_the_first_step(

@@ -70,7 +70,7 @@ def test_too_many_classes() -> None:
 
 def test_labels_of_other_data_are_refused(tmp_path: Path) -> None:
     for data in ("digits", "moons", str(tmp_path)):
-        with pytest.raises(ValueError, match="labels belong to data in an .npy array"):
+        with pytest.raises(ValueError, match=r"labels belong to data in an \.npy array"):
             load_data(data, tmp_path / "y.npy")
 
 
