@@ -17,20 +17,8 @@ for library in ("tyro", "safetensors", "tqdm", "matplotlib", "scipy", "sklearn")
     pytest.importorskip(library)
 
 SMALL = [
-    "--steps",
-    "2",
-    "--batch-size",
-    "4",
-    "--hidden-size",
-    "16",
-    "--sample-steps",
-    "1",
-    "--eval-samples",
-    "0",
-    "--warmup-steps",
-    "0",
-    "--sample-every",
-    "0",
+    *("--steps", "2", "--batch-size", "4", "--hidden-size", "16", "--warmup-steps", "0"),
+    *("--sample-every", "0", "--sample-steps", "1", "--eval-samples", "0"),
 ]
 
 
@@ -77,7 +65,7 @@ TRAIN = {
     "--data digits --eval-samples 1": "eval_samples must be 0 or at least 2",
     "--data digits --patch-size 3": "patch_size must divide input_size (8, 8), got 3",
     "--data digits --num-heads 5": "num_heads must divide hidden_size 16, got 5",
-    "--data digits --hidden-size 65536 --depth 1000": "parameters would need",
+    "--data digits --hidden-size 65536 --depth 100": "parameters would need",
     "--data digits --image-size 64": "image_size applies to folders of images only, got 64",
     "--num-heads 2": "num_heads applies to images and latents only, got 2",
     "--qk-norm": "qk_norm applies to images and latents only",

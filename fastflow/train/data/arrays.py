@@ -45,9 +45,10 @@ def load_array(path: Path, labels: Path | None) -> ArrayData:
     dtype = DataSpec(kind, shape, names, mean, std).dtype
     check_memory(array.size * dtype.itemsize, f"{path}, an array of shape {array.shape},")
     x = torch.empty(array.shape, dtype=dtype)
+    fingerprint.layout(array)
     start = 0
     for part in _chunks(array):
-        fingerprint.array(part)
+        fingerprint.values(part)
         values = torch.from_numpy(part.astype(np.float32 if dtype == torch.float32 else np.float64))
         x[start : start + len(part)] = values / 255.0 if kind == "images" else values
         start += len(part)
@@ -110,7 +111,8 @@ def _moments(path: Path, array: np.ndarray) -> tuple[float, float]:
             raise ValueError(f"{path} holds values that are not finite")
     low = min(part.min() for part in _chunks(array))
     high = max(part.max() for part in _chunks(array))
-    span = float(_above(low, high[None])[0])
+    with np.errstate(over="ignore"):  # to infinity, which is refused below
+        span = float(_above(low, high[None])[0])
     if span == 0.0:
         raise ValueError(f"{path} holds one value throughout")
     if not math.isfinite(span):
@@ -120,7 +122,9 @@ def _moments(path: Path, array: np.ndarray) -> tuple[float, float]:
     std = span * math.sqrt(square / array.size)
     if max(abs(float(low)), abs(float(high))) > 2.0**43 * std:  # float64 keeps a thousandth of the std up to here
         raise ValueError(f"{path} holds values near {low} that differ too little for float64: subtract {low} and save")
-    return float(low) + mean * span, std
+    # machines sum in different orders: keep digits that do not depend on it
+    digit = max(2.0 ** (math.frexp(std)[1] - 24), math.ulp(0.0))
+    return round((float(low) + mean * span) / digit) * digit, round(std / digit) * digit
 
 
 def _above(low: np.number, part: np.ndarray) -> np.ndarray:

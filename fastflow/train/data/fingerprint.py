@@ -13,10 +13,18 @@ class Fingerprint:
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
 
-    def array(self, x: np.ndarray) -> "Fingerprint":
-        """Add an array's dtype, shape and values in C order."""
+    def layout(self, x: np.ndarray) -> None:
+        """Add an array's dtype and shape; its values are added in parts."""
         self._hash.update(f"{x.dtype.str}{x.shape}".encode())
-        self._hash.update(np.ascontiguousarray(x).data)
+
+    def values(self, part: np.ndarray) -> None:
+        """Add values in C order."""
+        self._hash.update(np.ascontiguousarray(part).data)
+
+    def array(self, x: np.ndarray) -> "Fingerprint":
+        """Add an array."""
+        self.layout(x)
+        self.values(x)
         return self
 
     def file(self, name: Path, content: bytes) -> "Fingerprint":
