@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 
@@ -104,13 +104,13 @@ def _parse(arguments: Sequence[str]) -> Command:
         return doctor.Doctor()  # without tyro, so that it runs on an incomplete installation
     tyro = extra("tyro")
     subcommand = tyro.conf.subcommand
-    commands = (
-        Annotated[Config, subcommand("train")]
-        | Annotated[sample.Sample, subcommand("sample")]
-        | Annotated[likelihood.Likelihood, subcommand("likelihood")]
+    commands: Any = (
+        Annotated[_unchecked(Config), subcommand("train")]
+        | Annotated[_unchecked(sample.Sample), subcommand("sample")]
+        | Annotated[_unchecked(likelihood.Likelihood), subcommand("likelihood")]
         | Annotated[doctor.Doctor, subcommand("doctor")]
     )
-    return tyro.cli(
+    command = tyro.cli(
         commands,
         prog="fastflow",
         description="Train flow-matching models fast, sample from them, and measure their likelihood.",
@@ -121,6 +121,12 @@ def _parse(arguments: Sequence[str]) -> Command:
             tyro.conf.FlagCreatePairsOff,
         ),
     )
+    return command if isinstance(command, doctor.Doctor) else type(command).mro()[1](**vars(command))
+
+
+def _unchecked(command: type[Command]) -> Any:
+    """Return the dataclass without its checks: tyro would wrap their messages in a box of several lines."""
+    return type(command.__name__, (command,), {"__doc__": command.__doc__, "__post_init__": lambda self: None})
 
 
 def _run(command: Command) -> None:
