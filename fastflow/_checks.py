@@ -134,9 +134,14 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 
 def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -> Tensor:
-    """Return t at least in float32, ``[B]`` where like is ``[B, ...]``; raise if it lies outside the path's domain."""
+    """Return t inside the path's domain, at least in float32, ``[B]`` where like is ``[B, ...]``.
+
+    Raises if t lies outside the domain by more than its dtype rounds the bounds. Values are read where that is cheap,
+    see :func:`readable`; elsewhere, on a GPU and under torch.compile, times outside are moved to the nearer bound.
+    """
     if isinstance(t, (int, float)) and not isinstance(t, bool):
-        t = torch.as_tensor(float(t), device=None if like is None else like.device)
+        wide = torch.float32 if like is None else at_least_float32(like)
+        t = torch.tensor(float(t), dtype=wide, device=None if like is None else like.device)
     t = check_floating("t", t)
     if like is not None:
         if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != like.shape[0]):
@@ -149,6 +154,8 @@ def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -
         if not (_rounded(low, t.dtype) <= least and most <= _rounded(high, t.dtype)):  # false for NaN
             raise ValueError(f"t must lie in the domain [{low}, {high}] of {path}, got values in [{least}, {most}]")
     t = t.to(at_least_float32(t))
+    if (low, high) != (0.0, 1.0):  # every dtype has 0 and 1, but rounds other bounds, perhaps beyond the domain
+        t = t.clamp(low, high)
     return t if like is None or t.ndim == 1 else t.expand(like.shape[0])
 
 

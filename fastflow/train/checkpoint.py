@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .extras import extra
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _PREFIX = "step_"
 
