@@ -1,10 +1,10 @@
 """Argument checks. A message names the argument, what it must be and what was given."""
 
 import functools
+import operator
 import os
-from inspect import getattr_static
 from numbers import Real
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ._dtypes import at_least_float32
-from ._torch import below_transforms, requires_grad_at_any_level, transforms, unwrapped
+from ._torch import below_transforms, is_transparent, requires_grad_at_any_level, transforms, unwrapped
 
 
 class HasDomain(Protocol):
@@ -27,6 +27,15 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     known = choices if isinstance(choices, tuple) else get_args(choices)
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_count(name: str, value: SupportsIndex) -> int:
+    """Return value as an int; raise a TypeError unless it is one, a ValueError if it is below 1."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if operator.index(value) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return operator.index(value)
 
 
 def check_floating(name: str, x: object) -> Tensor:
@@ -53,7 +62,7 @@ def why_not_dense(x: Tensor) -> str | None:
     """
     x = below_transforms(x)
     kind = type(x)
-    if kind is not Tensor and kind is not Parameter and not _is_transparent(kind):
+    if kind is not Tensor and kind is not Parameter and not is_transparent(kind):
         return _SUBCLASSES.get(kind.__name__, f"a tensor of class {kind.__name__}: pass a plain one with its values")
     if x.is_nested:
         return _SUBCLASSES["NestedTensor"]
@@ -68,23 +77,6 @@ _SUBCLASSES = {
     "MaskedTensor": "a MaskedTensor: pass x.get_data() and mask the result",
     "CausalBias": "a CausalBias, which has no values: only attention takes it, as attn_mask",
 }
-_TRACING = {
-    "torch._subclasses.fake_tensor.FakeTensor",
-    "torch._subclasses.functional_tensor.FunctionalTensor",
-    "torch.distributed._functional_collectives.AsyncCollectiveTensor",
-}
-
-
-@functools.cache
-def _is_transparent(kind: type) -> bool:
-    """Return True if tensors of this class are used as plain ones are."""
-    if any(f"{base.__module__}.{base.__qualname__}" in _TRACING for base in kind.__mro__):
-        return True
-    return _hooks(kind) in (_hooks(Tensor), _hooks(Parameter))
-
-
-def _hooks(kind: type) -> tuple[object, object]:
-    return getattr_static(kind, "__torch_function__"), getattr_static(kind, "__torch_dispatch__")
 
 
 def check_number(name: str, x: Any) -> float:
@@ -131,6 +123,24 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
     if x.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {x.device}")
+
+
+def check_returned(function: str, value: object, shape: torch.Size, meaning: str, device: torch.device) -> Tensor:
+    """Return the value of a caller's function; raise unless it is a floating-point tensor of this shape and device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function} must return a tensor, got {type(value).__name__}")
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{function} must return a floating point dtype, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{function} must return {meaning}, {tuple(shape)}, got shape {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{function} must return a tensor on {device}, the device of its input, got {value.device}")
+    return value
+
+
+def check_value(function: str, value: object, x: Tensor) -> Tensor:
+    """Return ``function(x)``; raise unless it is a floating-point tensor with the shape and the device of x."""
+    return check_returned(function, value, x.shape, "the shape of x", x.device)
 
 
 def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -> Tensor:

@@ -5,19 +5,27 @@ are the subject of ``kernels/attention/aten.py`` and are called there.
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
+from inspect import getattr_static
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, overrides
 from torch._C import _functorch
 from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
+from torch.utils import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_LEVELS = 8
+_TRACING = {
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.functional_tensor.FunctionalTensor",
+    "torch.distributed._functional_collectives.AsyncCollectiveTensor",
+}
 
 
 def constant_when_traced(function: F) -> F:
@@ -55,6 +63,7 @@ def holds_without_guard(condition: bool | torch.SymBool) -> bool:
     return statically_known_true(condition)
 
 
+@constant_when_traced
 def forward_mode_active() -> bool:
     """Return True inside ``forward_ad.dual_level`` or a jvp. There is no public query."""
     return forward_ad._current_level >= 0
@@ -82,6 +91,32 @@ def requires_grad_at_any_level(x: Tensor) -> bool:
     while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.requires_grad
+
+
+def records_gradients(x: Tensor) -> bool:
+    """Return True if x requires grad at the innermost level that records gradients: that of a torch.func grad or vjp,
+    or of the tape where there is none.
+    """
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    stack = _functorch.get_interpreter_stack() or ()
+    level = max((interpreter.level() for interpreter in stack if interpreter.key().name == "Grad"), default=0)
+    while _level(x) > level:
+        x = _functorch.get_unwrapped(x)
+    return _level(x) == level and x.requires_grad
+
+
+def has_tangent_at_any_level(x: Tensor) -> bool:
+    """Return True if forward-mode AD carries a tangent on x at any level of nested torch.func transforms."""
+    if not inside_transform():
+        return forward_ad.unpack_dual(x).tangent is not None
+    interpreter = retrieve_current_functorch_interpreter()
+    if interpreter.key().name == "Jvp" and forward_ad.unpack_dual(x).tangent is not None:
+        return True
+    if _functorch.maybe_get_level(x) == interpreter.level():
+        x = _functorch.get_unwrapped(x)
+    with interpreter.lower():
+        return has_tangent_at_any_level(x)
 
 
 def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
@@ -130,6 +165,17 @@ def can_skip_dispatcher(*args: Any) -> bool:
     return True
 
 
+@functools.cache
+def is_transparent(kind: type) -> bool:
+    """Return True if PyTorch traces with this class of tensors, or if it changes nothing of Tensor or Parameter.
+
+    The hooks of a class are public, but not what they are by default; importing the classes of tracing takes time.
+    """
+    if any(f"{base.__module__}.{base.__qualname__}" in _TRACING for base in kind.__mro__):
+        return True
+    return _hooks(kind) in (_hooks(Tensor), _hooks(torch.nn.Parameter))
+
+
 def own_attention(*args: Any, **kwargs: Any) -> Tensor:
     """Call PyTorch's scaled_dot_product_attention, whatever may stand in ``torch.nn.functional`` in its place."""
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
@@ -156,9 +202,55 @@ def batched_grad(x: Tensor, level: int) -> Tensor:
     return torch._add_batch_dim(x, 0, level)
 
 
+def weight_norm_owners() -> tuple[Any, ...]:
+    """Return the modules that hold ``_weight_norm``, which ``nn.utils.weight_norm`` imports by name."""
+    return torch, importlib.import_module("torch.nn.utils.weight_norm")
+
+
+def push_function_mode_below(mode: overrides.TorchFunctionMode) -> None:
+    """Put mode at the bottom of this thread's stack of modes; ``with mode`` would require leaving in reverse order."""
+    stack = _take_function_modes()
+    for each in [mode, *stack]:
+        overrides._push_mode(each)
+
+
+def remove_function_mode(mode: overrides.TorchFunctionMode) -> None:
+    """Remove mode from this thread's stack of modes, wherever it is."""
+    for each in _take_function_modes():
+        if each is not mode:
+            overrides._push_mode(each)
+
+
+def checkpoint_places() -> dict[str, tuple[Any, str]]:
+    """Return where ``torch.utils.checkpoint`` keeps the functions that it looks up at each call.
+
+    generator: of the non-reentrant form; takes the function to recompute first. Forward and backward: of the reentrant
+    form's autograd.Function; forward takes that function second. Hook: the context in which the non-reentrant form
+    recomputes. There is no public way to reach a recomputation inside a model.
+    """
+    return {
+        "generator": (checkpoint, "_checkpoint_without_reentrant_generator"),
+        "forward": (checkpoint.CheckpointFunction, "forward"),
+        "backward": (checkpoint.CheckpointFunction, "backward"),
+        "hook": (checkpoint, "_recomputation_hook"),
+    }
+
+
 def foreach_lerp_(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Move each of starts toward its end, in one launch on a GPU; ``torch.lerp`` takes one tensor at a time."""
     torch._foreach_lerp_(starts, ends, weight)
+
+
+def _level(x: Tensor) -> int:
+    return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else 0
+
+
+def _take_function_modes() -> list[overrides.TorchFunctionMode]:
+    return [overrides._pop_mode() for _ in range(overrides._len_torch_function_stack())][::-1]
+
+
+def _hooks(kind: type) -> tuple[object, object]:
+    return getattr_static(kind, "__torch_function__"), getattr_static(kind, "__torch_dispatch__")
 
 
 def _innermost(x: Tensor) -> Tensor:

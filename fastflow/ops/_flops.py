@@ -1,4 +1,4 @@
-"""Count the floating-point operations of custom ops in ``torch.utils.flop_counter``, as PyTorch counts those of its own.
+"""Count the floating-point operations of custom ops in ``torch.utils.flop_counter``.
 
 The counter imports Triton. So the formulas are registered when someone else imports it, not when fastflow is imported.
 """

@@ -185,7 +185,7 @@ class TwiceDifferentiable:
         if torch.is_grad_enabled() and any(map(_torch.requires_grad_at_any_level, (call.h, *call.x))):
             h, *x = guarded(self.refuse_third_order, call.h, *call.x)
             call = call._replace(h=h, x=type(call.x)(*x))
-        return self.dual_backward.run(call)  # type: ignore[no-any-return]
+        return self.dual_backward.run(call)
 
     @staticmethod
     def why_not_compiled() -> str | None:
@@ -324,7 +324,7 @@ def _dual_forward(op: TwiceDifferentiable, layout: Layout[DualForward]) -> Step:
 
 def _dual_backward(op: TwiceDifferentiable, layout: Layout[DualBackward], num: int) -> Step:
     class DualBackwardFunction(torch.autograd.Function):
-        """The backward of the dual forward: ``dx = Jᵀg + Σ_k H[h_k] t_k``, ``dt_k = Jᵀh_k``, H[h] the Hessian of ⟨h, f⟩.
+        """The backward of the dual forward: ``dx = Jᵀg + Σ H[h_k] t_k``, ``dt_k = Jᵀh_k``; H[h]: the Hessian of ⟨h, f⟩.
 
         The other functions give the derivatives of second order in x: dx is linear in g and t, dt_k is linear in h_k
         and differentiable in x. The rest is refused where it is asked for, see ``_guard.py``.

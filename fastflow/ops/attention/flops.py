@@ -1,6 +1,6 @@
 """The floating-point operations of attention: two for each multiply-add of its matmuls.
 
-Counted as PyTorch counts its own attention: causal and masked scores in full, the scores of the backward computed again.
+Counted as PyTorch counts its own attention: causal and masked scores in full, the scores again in the backward.
 One matmul of a head with N queries, M keys and d columns costs ``2 N M d``.
 """
 
