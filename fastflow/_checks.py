@@ -60,7 +60,9 @@ def why_not_dense(x: Tensor) -> str | None:
     Parameters are dense, and so are fake tensors and others that PyTorch itself traces with. A subclass with a
     ``__torch_function__`` or ``__torch_dispatch__`` of its own is not: its memory may hold anything.
     """
-    x = below_transforms(x)
+    inner = below_transforms(x)
+    if inner is not x and (found := why_not_dense(inner)) is not None:
+        return found
     kind = type(x)
     if kind is not Tensor and kind is not Parameter and not is_transparent(kind):
         return _SUBCLASSES.get(kind.__name__, f"a tensor of class {kind.__name__}: pass a plain one with its values")
