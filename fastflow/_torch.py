@@ -5,16 +5,18 @@ are the subject of ``kernels/attention/aten.py`` and are called there.
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, overrides
 from torch._C import _functorch
 from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
+from torch.utils import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +42,19 @@ def transforms() -> tuple[str, ...]:
     return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
 
 
+def holds_without_guard(condition: bool | torch.SymBool) -> bool:
+    """Return True if the condition is true; of symbolic sizes, if it is true for all of them.
+
+    A branch on symbolic sizes would tie the traced program to one side. There is no public way to ask without one.
+    """
+    if not torch.compiler.is_compiling() and isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
+
+    return statically_known_true(condition)
+
+
+@constant_when_traced
 def forward_mode_active() -> bool:
     """Return True inside ``forward_ad.dual_level`` or a jvp. There is no public query."""
     return forward_ad._current_level >= 0
@@ -55,11 +70,44 @@ def unwrapped(x: Tensor) -> Tensor:
     return _innermost(x).detach()
 
 
+def below_transforms(x: Tensor) -> Tensor:
+    """Return the tensor that torch.func has wrapped, or x itself. There is no public way to reach it."""
+    if torch.compiler.is_compiling() or not inside_transform():
+        return x
+    return _innermost(x)
+
+
 def requires_grad_at_any_level(x: Tensor) -> bool:
     """Return True if x requires grad at any level of nested torch.func transforms."""
     while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.requires_grad
+
+
+def records_gradients(x: Tensor) -> bool:
+    """Return True if x requires grad at the innermost level that records gradients: that of a torch.func grad or vjp,
+    or of the tape where there is none.
+    """
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    stack = _functorch.get_interpreter_stack() or ()
+    level = max((interpreter.level() for interpreter in stack if interpreter.key().name == "Grad"), default=0)
+    while _level(x) > level:
+        x = _functorch.get_unwrapped(x)
+    return _level(x) == level and x.requires_grad
+
+
+def has_tangent_at_any_level(x: Tensor) -> bool:
+    """Return True if forward-mode AD carries a tangent on x at any level of nested torch.func transforms."""
+    if not inside_transform():
+        return forward_ad.unpack_dual(x).tangent is not None
+    interpreter = retrieve_current_functorch_interpreter()
+    if interpreter.key().name == "Jvp" and forward_ad.unpack_dual(x).tangent is not None:
+        return True
+    if _functorch.maybe_get_level(x) == interpreter.level():
+        x = _functorch.get_unwrapped(x)
+    with interpreter.lower():
+        return has_tangent_at_any_level(x)
 
 
 def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
@@ -106,9 +154,56 @@ def can_skip_dispatcher(*args: Any) -> bool:
     return True
 
 
+def own_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Call PyTorch's scaled_dot_product_attention, whatever may stand in ``torch.nn.functional`` in its place."""
+    return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
+
+
+def weight_norm_owners() -> tuple[Any, ...]:
+    """Return the modules that hold ``_weight_norm``, which ``nn.utils.weight_norm`` imports by name."""
+    return torch, importlib.import_module("torch.nn.utils.weight_norm")
+
+
+def push_function_mode_below(mode: overrides.TorchFunctionMode) -> None:
+    """Put mode at the bottom of this thread's stack of modes; ``with mode`` would require leaving in reverse order."""
+    stack = _take_function_modes()
+    for each in [mode, *stack]:
+        overrides._push_mode(each)
+
+
+def remove_function_mode(mode: overrides.TorchFunctionMode) -> None:
+    """Remove mode from this thread's stack of modes, wherever it is."""
+    for each in _take_function_modes():
+        if each is not mode:
+            overrides._push_mode(each)
+
+
+def checkpoint_places() -> dict[str, tuple[Any, str]]:
+    """Return where ``torch.utils.checkpoint`` keeps the functions that it looks up at each call.
+
+    generator: of the non-reentrant form; takes the function to recompute first. Forward and backward: of the reentrant
+    form's autograd.Function; forward takes that function second. Hook: the context in which the non-reentrant form
+    recomputes. There is no public way to reach a recomputation inside a model.
+    """
+    return {
+        "generator": (checkpoint, "_checkpoint_without_reentrant_generator"),
+        "forward": (checkpoint.CheckpointFunction, "forward"),
+        "backward": (checkpoint.CheckpointFunction, "backward"),
+        "hook": (checkpoint, "_recomputation_hook"),
+    }
+
+
 def foreach_lerp_(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Move each of starts toward its end, in one launch on a GPU; ``torch.lerp`` takes one tensor at a time."""
     torch._foreach_lerp_(starts, ends, weight)
+
+
+def _level(x: Tensor) -> int:
+    return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else 0
+
+
+def _take_function_modes() -> list[overrides.TorchFunctionMode]:
+    return [overrides._pop_mode() for _ in range(overrides._len_torch_function_stack())][::-1]
 
 
 def _innermost(x: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
 """Layer and RMS norm whose tangents can be differentiated.
 
-PyTorch's fused norms compute the tangent from the saved mean and reciprocal deviation and treat these as constants
-afterwards, so a gradient through the tangent is silently wrong (pytorch#196700). They are used here if there is no
-tangent; otherwise the norm is written out.
+PyTorch's fused norms are used if there is no tangent. Otherwise the norm is written out, because a gradient through the
+tangent of PyTorch's layer norm is silently wrong (pytorch#196700).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._dtypes import at_least_float32
 from .._torch import inside_transform
+from ..ops import _norms
 from ..ops._tangents import has_tangent
 
 
@@ -27,8 +26,7 @@ def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     Source: Ba et al. (1607.06450), without gain and bias.
     """
     if _written_out(x):
-        wide = x.to(at_least_float32(x))
-        return _rms_norm(wide - wide.mean(dim=-1, keepdim=True), eps).to(x.dtype)
+        return _norms.layer_norm(x, 1, None, None, eps)
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
@@ -50,13 +48,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x ``[..., size]`` to the same shape."""
         if _written_out(x, self.weight):
-            wide = x.to(at_least_float32(x))
-            return (self.weight * _rms_norm(wide, self.eps)).to(x.dtype)
+            return _norms.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-
-def _rms_norm(x: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
 def _written_out(*tensors: Tensor) -> bool:

@@ -22,7 +22,7 @@ from .errors import DamagedCheckpointError, NonFiniteError, UnsupportedCheckpoin
 from .extras import extra
 from .files import naming, remove
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
 _SUFFIX = ".safetensors"

@@ -21,11 +21,11 @@ from .extras import extra
 from .files import naming, remove, replace_text
 from .lock import locked
 from .log import RunLog
+from .purposes import Purpose
 from .report import draw_pictures, final_metrics, picture_file
 from .runs import build_path, choose_device, read_description
 from .signals import Stopped, StopSignals
 from .state import State
-from .streams import Stream
 
 
 def train(config: Config, stop: StopSignals | None = None) -> dict[str, float]:
@@ -125,11 +125,11 @@ def batch_loss(config: Config, data: Dataset, path: Path, network: Any, step: in
     x1, y = data.batch(step, config.batch_size, seed)
     x1 = ((x1 - spec.mean) / spec.std).to(device, non_blocking=True)
     if y is not None:
-        dropped = uniform(y.shape, seed, Stream.CLASS_DROPOUT.at(step)) < config.class_dropout
+        dropped = uniform(y.shape, seed, Purpose.CLASS_DROPOUT.at(step)) < config.class_dropout
         y = torch.where(dropped, spec.num_classes, y).to(device, non_blocking=True)
-    x0 = GaussianNoise(seed, Stream.NOISE.at(step))
-    bridge = GaussianNoise(seed, Stream.BRIDGE.at(step))
-    t = sample_times(path, len(x1), seed=seed, offset=Stream.TIMES.at(step), distribution=config.times, device=device)
+    x0 = GaussianNoise(seed, Purpose.NOISE.at(step))
+    bridge = GaussianNoise(seed, Purpose.BRIDGE.at(step))
+    t = sample_times(path, len(x1), seed=seed, offset=Purpose.TIMES.at(step), distribution=config.times, device=device)
     xt = interpolate(x0, x1, t, path=path, noise=bridge)
     return flow_matching_loss(network(xt, t, y), x0, x1, t, path=path, noise=bridge)
 

@@ -15,9 +15,9 @@ from .data import Dataset, DataSpec
 from .log import RunLog
 from .metrics import evaluate
 from .plots import plot_losses, plot_samples
+from .purposes import Purpose
 from .runs import Model, generate, to_data_units
 from .state import State
-from .streams import Stream
 
 _ROWS, _COLUMNS = 10, 10
 _NUM_POINTS = 2000
@@ -52,7 +52,7 @@ def final_metrics(config: Config, data: Dataset, path: Path, model: Model) -> di
     spec = data.spec
 
     def noise(num: int) -> Tensor:
-        stream = GaussianNoise(config.seed, Stream.SAMPLES.at(0))
+        stream = GaussianNoise(config.seed, Purpose.SAMPLES.at(0))
         return to_data_units(stream.materialize((num, *spec.shape), backend="reference"), spec)
 
     return evaluate(data, _sampler(config, spec, path, model), noise, config.eval_samples, config.seed)

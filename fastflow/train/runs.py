@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, restore_newest
 from .config import Config
 from .data import DataSpec
 from .errors import DamagedCheckpointError, UnsupportedCheckpointError
-from .streams import Stream, seeded_initialisation
+from .purposes import Purpose, seeded_initialisation
 
 Model = DiT | VelocityMLP
 
@@ -177,7 +177,7 @@ def generate(
     if y is None and guidance != 1.0:
         raise ValueError(f"guidance {guidance} needs labels, and the samples are unconditional")
     device = next(model.parameters()).device
-    noise = GaussianNoise(seed, Stream.SAMPLES.at(0)).materialize((num, *spec.shape), device=device)
+    noise = GaussianNoise(seed, Purpose.SAMPLES.at(0)).materialize((num, *spec.shape), device=device)
     low, high = path.domain
     parts = []
     for index in torch.arange(num).split(_CHUNK):

@@ -2,4 +2,3 @@
 
 from .api import attention as attention
 from .api import attention_jvp as attention_jvp
-from .replace import replace_sdpa as replace_sdpa

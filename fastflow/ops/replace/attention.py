@@ -1,0 +1,34 @@
+"""Replacement for ``F.scaled_dot_product_attention``."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..._torch import forward_mode_active, inside_transform
+from ..attention import attention
+from .state import active_backend
+
+
+def scaled_dot_product_attention(
+    original: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Call :func:`fastflow.attention`, or PyTorch's own if there is dropout: math attention in forward mode."""
+    rest = (attn_mask, dropout_p, is_causal)
+    if not isinstance(query, Tensor):
+        return original(query, key, value, *rest, scale=scale, enable_gqa=enable_gqa)
+    if isinstance(dropout_p, (int, float)) and dropout_p > 0:
+        differentiable = forward_mode_active() or inside_transform()
+        with sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext():
+            return original(query, key, value, *rest, scale=scale, enable_gqa=enable_gqa)
+    return attention(query, key, value, *rest, scale, enable_gqa, backend=active_backend() or "auto")

@@ -1,0 +1,199 @@
+"""Replacements for layer, batch and instance norm, whose gradients through the tangent PyTorch gets wrong."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._torch import forward_mode_active, inside_transform
+from .. import _norms
+
+Original = Callable[..., Any]
+
+
+def layer_norm(
+    original: Original,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *rest: Any,
+    **options: Any,
+) -> Tensor:
+    """Replace ``F.layer_norm`` and ``torch.layer_norm``."""
+    shape = _valid_shape(input, normalized_shape, weight, bias)
+    if shape is None or not forward_mode_active():
+        return original(input, normalized_shape, weight, bias, eps, *rest, **options)
+    return _norms.layer_norm(_autocast(input), len(shape), weight, bias, eps)
+
+
+def native_layer_norm(
+    original: Original,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace ``torch.native_layer_norm``, which also ignores the gradients of its second and third result."""
+    shape = _valid_shape(input, normalized_shape, weight, bias)
+    if shape is None or not (forward_mode_active() or _graph_possible(input)):
+        return original(input, normalized_shape, weight, bias, eps)
+    x = _autocast(input)
+    y, mean, rstd = _norms.standardized(x, tuple(range(-len(shape), 0)), eps)
+    statistics = x.dtype if weight is None else weight.dtype
+    return _norms.affine(y, weight, bias).to(x.dtype), mean.to(statistics), rstd.to(statistics)
+
+
+def batch_norm(
+    original: Original,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Replace ``torch.batch_norm`` where it normalizes by the batch's own statistics."""
+    fixed = (running_mean, running_var, training, momentum, eps, cudnn_enabled)
+    if not training or not forward_mode_active():
+        return original(input, weight, bias, *fixed)
+    original(*_detached(input, weight, bias), *fixed)  # checks the arguments and updates the running statistics
+    return _batch_norm(input, weight, bias, eps)[0]
+
+
+def functional_batch_norm(
+    original: Original,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Replace ``F.batch_norm``, likewise."""
+    fixed = (training, momentum, eps)
+    if not training or not forward_mode_active():
+        return original(input, running_mean, running_var, weight, bias, *fixed)
+    x, w, b = _detached(input, weight, bias)
+    original(x, running_mean, running_var, w, b, *fixed)
+    return _batch_norm(input, weight, bias, eps)[0]
+
+
+def native_batch_norm(
+    original: Original,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace ``torch.native_batch_norm``, likewise; it also ignores the gradients of its statistics."""
+    fixed = (running_mean, running_var, training, momentum, eps)
+    if not training or not (forward_mode_active() or _graph_possible(input)):
+        return original(input, weight, bias, *fixed)
+    _, mean, _ = original(*_detached(input, weight, bias), *fixed)
+    out, *statistics = _batch_norm(input, weight, bias, eps)
+    return out, *(x.flatten().to(mean.dtype) for x in statistics)  # type: ignore[return-value]
+
+
+def instance_norm(
+    original: Original,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Replace ``torch.instance_norm`` where it normalizes by the input's own statistics."""
+    fixed = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
+    if not use_input_stats or not forward_mode_active():
+        return original(input, weight, bias, *fixed)
+    original(*_detached(input, weight, bias), *fixed)
+    return _instance_norm(input, weight, bias, eps)
+
+
+def functional_instance_norm(
+    original: Original,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Replace ``F.instance_norm``, likewise."""
+    fixed = (use_input_stats, momentum, eps)
+    if not use_input_stats or not forward_mode_active():
+        return original(input, running_mean, running_var, weight, bias, *fixed)
+    x, w, b = _detached(input, weight, bias)
+    original(x, running_mean, running_var, w, b, *fixed)
+    return _instance_norm(input, weight, bias, eps)
+
+
+def weight_norm(original: Original, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Replace ``torch._weight_norm``, whose double backward is wrong and which has no forward mode."""
+    if not (forward_mode_active() or _graph_possible(v, g)):
+        return original(v, g, dim)
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, rstd = _norms.standardized(input, (0, *range(2, input.ndim)), eps)
+    return _channelwise(y, weight, bias).to(input.dtype), mean, rstd
+
+
+def _instance_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    y = _norms.standardized(input, tuple(range(2, input.ndim)), eps).y
+    return _channelwise(y, weight, bias).to(input.dtype)
+
+
+def _channelwise(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = (-1, *(1,) * (y.ndim - 2))
+    return _norms.affine(y, *(None if x is None else x.reshape(shape) for x in (weight, bias)))
+
+
+def _detached(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.detach() for x in tensors]
+
+
+def _valid_shape(
+    input: Any, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None
+) -> tuple[int, ...] | None:
+    """Return normalized_shape, or None if PyTorch would refuse the arguments, or the input is no tensor."""
+    if not isinstance(input, Tensor) or not input.is_floating_point():
+        return None
+    shape = tuple(normalized_shape)
+    fits = bool(shape) and tuple(input.shape[-len(shape) :]) == shape
+    return shape if fits and all(x is None or tuple(x.shape) == shape for x in (weight, bias)) else None
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Widen x where autocast runs layer norm in float32: on every device but the CPU."""
+    device = x.device.type
+    if device == "cpu" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.float()
+
+
+def _graph_possible(*tensors: Tensor) -> bool:
+    """Return True if a second derivative of a function of these may be wanted later."""
+    if torch.compiler.is_compiling() or inside_transform():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
