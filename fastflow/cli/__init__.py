@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import torch
 
+from ..sampling.adaptive import IntegrationError
 from ..train.config import Config
 from ..train.errors import RunError
 from ..train.extras import extra
@@ -55,7 +56,7 @@ def _message(error: Exception) -> str | None:
         return "stdout: the reader has closed the pipe"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError, ModuleNotFoundError, RunError)):
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError, RunError, IntegrationError)):
         return text
     return None
 

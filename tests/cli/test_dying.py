@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastflow import cli
+from fastflow.sampling.adaptive import IntegrationError
 from fastflow.train import loop
 from fastflow.train.checkpoint import list_checkpoints
 
@@ -102,6 +103,30 @@ def test_an_unexpected_error_keeps_its_traceback(
     with pytest.raises(KeyError, match="surprise"):
         cli.main(["doctor"])
     assert "this is a bug; please report it" in capsys.readouterr().err
+
+
+def test_the_doctor_goes_on_after_an_op_that_raises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(cli.doctor, "relative_errors", fail)
+    assert status("doctor") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAILED: RuntimeError: no kernel image") == printed.count("  auto ")
+    assert printed.endswith("checks FAILED\n")
+
+
+def test_an_adaptive_solver_that_cannot_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise IntegrationError("solver 'dopri5' cannot go on at t = 0.5: the step became too small")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert status("likelihood", "x") == 2
+    assert capsys.readouterr().err == ("fastflow: solver 'dopri5' cannot go on at t = 0.5: the step became too small\n")
 
 
 def test_a_full_disk_under_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

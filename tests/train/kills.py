@@ -6,6 +6,7 @@ Any difference in a bit, any traceback and any exit status but the documented on
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import resource
@@ -122,7 +123,7 @@ def full(out: Path, rng: random.Random, _: float) -> None:
 def renamed(out: Path, rng: random.Random, seconds: float) -> None:
     """The folder gets another name after each stop."""
     names = [out, *(out.with_name(f"{out.name}_{k}") for k in range(3)), out]
-    for here, there in zip(names, names[1:]):
+    for here, there in itertools.pairwise(names):
         pid = start(here)
         time.sleep(rng.uniform(0.0, seconds))
         os.kill(pid, signal.SIGTERM)
