@@ -63,11 +63,11 @@ def test_a_run_without_a_checkpoint_starts_again(
 ) -> None:
     """With --overwrite, as typed: --resume would go on with the earlier run."""
     original = loop.load_data
-    monkeypatch.setattr(loop, "load_data", lambda *a: os.kill(os.getpid(), signal.SIGINT) or original(*a))
+    monkeypatch.setattr(loop, "load_data", lambda *a: os.kill(os.getpid(), signal.SIGUSR1) or original(*a))
     arguments = [*TRAIN, "--overwrite", "--out", str(tmp_path / "run")]
-    assert status(*arguments) == 130
+    assert status(*arguments) == 128 + signal.SIGUSR1
     line = capsys.readouterr().err
-    assert line.startswith("fastflow: stopped by SIGINT before the first step; to go on: ")
+    assert line.startswith("fastflow: stopped by SIGUSR1 before the first step; to go on: ")
     assert line.endswith(f"fastflow {shlex.join(arguments)}\n")
 
 
@@ -114,7 +114,7 @@ def test_the_doctor_goes_on_after_an_op_that_raises(
     monkeypatch.setattr(cli.doctor, "relative_errors", fail)
     assert status("doctor") == 1
     printed = capsys.readouterr().out
-    assert printed.count("FAILED: RuntimeError: no kernel image") == printed.count("  auto ")
+    assert printed.count("FAILED: RuntimeError: no kernel image") >= printed.count("  auto ") > 1
     assert printed.endswith("checks FAILED\n")
 
 
@@ -149,17 +149,14 @@ def test_a_closed_pipe_under_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "fastflow: stdout: the reader has closed the pipe\n"
 
 
-def test_warnings_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*TRAIN, "--checkpoint-every", "2", "--out", str(tmp_path)]
-    cli.main(arguments)
-    file = tmp_path / "checkpoints" / "step_00000004" / "manifest.json"
-    file.write_text("null")
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = warnings._showwarning_orig  # not pytest's
-        capsys.readouterr()
-        cli.main([*arguments, "--resume"])
-    assert capsys.readouterr().err == f"fastflow: skipped a damaged checkpoint: {file}: it holds no JSON object\n"
+def test_this_packages_warnings_are_one_line() -> None:
+    before = warnings.formatwarning
+    with cli._plain_warnings():
+        assert warnings.formatwarning("text", RuntimeWarning, loop.__file__, 3) == "fastflow: text\n"
+        assert warnings.formatwarning("text", RuntimeWarning, torch.__file__, 3) == before(
+            "text", RuntimeWarning, torch.__file__, 3
+        )
+    assert warnings.formatwarning is before
 
 
 @pytest.mark.parametrize("command", ["train", "sample"])

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,16 @@ for library in ("safetensors", "tqdm", "matplotlib", "scipy"):
 
 NUMBERS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 SETTINGS = {**POINTS, "steps": 6, "hidden_size": 8, "depth": 1}
+
+
+@pytest.fixture(autouse=True)
+def _default_handlers() -> Iterator[None]:
+    """A shell's background job, for one, starts with SIGINT ignored."""
+    earlier = {n: signal.signal(n, signal.SIG_DFL) for n in NUMBERS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
