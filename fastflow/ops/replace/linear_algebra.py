@@ -43,7 +43,7 @@ def logdet(original: Original, *args: Any, **options: Any) -> Tensor:
     return torch.where(sign < 0, math.nan, logabsdet)
 
 
-def solve(original: Original, A: Tensor, B: Tensor, *, left: bool = True, out: Any = None) -> Tensor:  # noqa: N803
+def solve(original: Original, A: Tensor, B: Tensor, *, left: bool = True, out: Any = None) -> Tensor:
     """Replace ``torch.linalg.solve``."""
     if out is not None or not _replaceable(A):
         return original(A, B, left=left, out=out)
@@ -52,8 +52,8 @@ def solve(original: Original, A: Tensor, B: Tensor, *, left: bool = True, out: A
 
 def solve_ex(
     original: Original,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
     *,
     left: bool = True,
     check_errors: bool = False,
@@ -67,7 +67,7 @@ def solve_ex(
     return torch.return_types.linalg_solve_ex((result, info))
 
 
-def tensorsolve(original: Original, A: Tensor, B: Tensor, dims: Any = None, *, out: Any = None) -> Tensor:  # noqa: N803
+def tensorsolve(original: Original, A: Tensor, B: Tensor, dims: Any = None, *, out: Any = None) -> Tensor:
     """Replace ``torch.linalg.tensorsolve``."""
     if out is not None or not _replaceable(A):
         return original(A, B, dims, out=out)
@@ -88,7 +88,7 @@ def cholesky_inverse(original: Original, input: Tensor, upper: bool = False, *, 
 def triangular_solve(
     original: Original,
     b: Tensor,
-    A: Tensor,  # noqa: N803
+    A: Tensor,
     upper: bool = True,
     transpose: bool = False,
     unitriangular: bool = False,

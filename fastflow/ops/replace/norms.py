@@ -154,9 +154,7 @@ def weight_norm(original: Original, v: Tensor, g: Tensor, dim: int = 0) -> Tenso
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-def _batch_norm(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     y, mean, rstd = _norms.standardized(input, (0, *range(2, input.ndim)), eps)
     return _channelwise(y, weight, bias).to(input.dtype), mean, rstd
 
