@@ -6,7 +6,7 @@ BENCH := bench --record --benchmark-columns=min,median,iqr,rounds --benchmark-so
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-fast lint bench bench-gpu bench-report gpu-check tune compile-report release-check clean
+.PHONY: demo test test-fast test-oldest lint bench bench-gpu bench-report gpu-check tune compile-report release-check clean
 
 demo: $(VENV)/.train
 	$(BIN)/fastflow train --data digits --steps 1500 --batch-size 128 --seed 0 --overwrite --out runs/demo
@@ -16,6 +16,11 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test
 	$(PYTEST) -m "not slow"
+
+# The declared floor, which GPU machines run: ops and kernels on its PyTorch and Triton, in a venv of their own.
+OLDEST := torch==2.11.0 triton==3.6.0 numpy==2.3.5
+test-oldest: $(VENV)-oldest/.test
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses auto --dist loadfile tests/ops tests/kernels tests/test_*.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
@@ -48,7 +53,7 @@ release-check: lint test
 	$(MAKE) demo
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest build dist runs .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,3 +65,10 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) '.[train,ode,test,lint]'
 	touch $@ $(VENV)/.train
+
+$(VENV)-oldest/.test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	{ grep -vE '^(torch|triton|numpy)==' constraints.txt; printf '%s\n' $(OLDEST); } > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-oldest/constraints.txt --editable '.[train,ode,test]'
+	touch $@

@@ -20,5 +20,6 @@ from .sampling import classifier_free_guidance as classifier_free_guidance
 from .sampling import log_likelihood as log_likelihood
 from .sampling import mode_guidance as mode_guidance
 from .sampling import sample_ode as sample_ode
+from .streams import Stream as Stream
 
 __version__ = "0.1.0"

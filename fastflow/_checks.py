@@ -1,14 +1,19 @@
 """Argument checks. A message names the argument, what it must be and what was given."""
 
 import functools
+import operator
 import os
-from typing import Any, Protocol, get_args
+from inspect import getattr_static
+from numbers import Real
+from typing import Any, Protocol, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from ._dtypes import at_least_float32
-from ._torch import unwrapped
+from ._torch import below_transforms, requires_grad_at_any_level, transforms, unwrapped
 
 
 class HasDomain(Protocol):
@@ -25,13 +30,99 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
+def check_count(name: str, value: SupportsIndex) -> int:
+    """Return value as an int; raise a TypeError unless it is one, a ValueError if it is below 1."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if operator.index(value) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return operator.index(value)
+
+
 def check_floating(name: str, x: object) -> Tensor:
-    """Return x; raise a TypeError unless it is a real floating-point tensor."""
+    """Return x; raise a TypeError unless it is a dense, real floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    check_dense(name, x)
     if not x.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating point dtype, got {x.dtype}")
     return x
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    """Raise a TypeError unless the memory of x holds its values, one by one."""
+    if (found := why_not_dense(x)) is not None:
+        raise TypeError(f"{name} must be a dense tensor, got {found}")
+
+
+def why_not_dense(x: Tensor) -> str | None:
+    """Return what x is and what to pass instead, or None if x is a dense tensor.
+
+    Parameters are dense, and so are fake tensors and others that PyTorch itself traces with. A subclass with a
+    ``__torch_function__`` or ``__torch_dispatch__`` of its own is not: its memory may hold anything.
+    """
+    x = below_transforms(x)
+    kind = type(x)
+    if kind is not Tensor and kind is not Parameter and not _is_transparent(kind):
+        return _SUBCLASSES.get(kind.__name__, f"a tensor of class {kind.__name__}: pass a plain one with its values")
+    if x.is_nested:
+        return _SUBCLASSES["NestedTensor"]
+    if x.layout is not torch.strided:
+        return f"one of layout {x.layout}: pass x.to_dense()"
+    return None
+
+
+_SUBCLASSES = {
+    "NestedTensor": "a nested tensor: pad it with torch.nested.to_padded_tensor and mask the padding",
+    "DTensor": "a DTensor: pass x.to_local(), for instance inside torch.distributed.tensor.experimental.local_map",
+    "MaskedTensor": "a MaskedTensor: pass x.get_data() and mask the result",
+    "CausalBias": "a CausalBias, which has no values: only attention takes it, as attn_mask",
+}
+_TRACING = {
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.functional_tensor.FunctionalTensor",
+    "torch.distributed._functional_collectives.AsyncCollectiveTensor",
+}
+
+
+@functools.cache
+def _is_transparent(kind: type) -> bool:
+    """Return True if tensors of this class are used as plain ones are."""
+    if any(f"{base.__module__}.{base.__qualname__}" in _TRACING for base in kind.__mro__):
+        return True
+    return _hooks(kind) in (_hooks(Tensor), _hooks(Parameter))
+
+
+def _hooks(kind: type) -> tuple[object, object]:
+    return getattr_static(kind, "__torch_function__"), getattr_static(kind, "__torch_dispatch__")
+
+
+def check_number(name: str, x: Any) -> float:
+    """Return x as a float, or symbolic under tracing; raise unless it is a finite real number.
+
+    NumPy's scalars and 0-d tensors are numbers, as for PyTorch's own ops; reading one on a GPU synchronises.
+    """
+    if isinstance(x, Tensor):
+        if x.ndim or x.dtype.is_complex or x.dtype == torch.bool:
+            raise TypeError(f"{name} must be a number, got a tensor of shape {tuple(x.shape)} and dtype {x.dtype}")
+        if is_differentiated(x):
+            raise TypeError(f"{name} must be a number, got a tensor that is differentiated; pass {name}.detach()")
+        x = x.item()
+    elif isinstance(x, bool) or not isinstance(x, (float, int, torch.SymFloat, torch.SymInt, Real)):
+        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
+    if x - x != 0:  # infinite or NaN; of a symbolic number this is false and no guard
+        raise ValueError(f"{name} must be finite, got {x}")
+    return torch.sym_float(x) if isinstance(x, (torch.SymFloat, torch.SymInt)) else float(x)
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Return True if x requires grad at any level of torch.func, or has a tangent at the innermost."""
+    # a batched tensor cannot be unpacked; a tangent below it reaches the derivative rules, which raise
+    if transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
+        return True
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    return requires_grad_at_any_level(x) and torch.is_grad_enabled()
 
 
 def check_batched(name: str, x: object) -> Tensor:
@@ -52,10 +143,33 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {x.device}")
 
 
+def check_returned(function: str, value: object, shape: torch.Size, meaning: str, device: torch.device) -> Tensor:
+    """Return the value of a caller's function; raise unless it is a floating-point tensor of this shape and device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function} must return a tensor, got {type(value).__name__}")
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{function} must return a floating point dtype, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{function} must return {meaning}, {tuple(shape)}, got shape {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{function} must return a tensor on {device}, the device of its input, got {value.device}")
+    return value
+
+
+def check_value(function: str, value: object, x: Tensor) -> Tensor:
+    """Return ``function(x)``; raise unless it is a floating-point tensor with the shape and the device of x."""
+    return check_returned(function, value, x.shape, "the shape of x", x.device)
+
+
 def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -> Tensor:
-    """Return t at least in float32, ``[B]`` where like is ``[B, ...]``; raise if it lies outside the path's domain."""
+    """Return t inside the path's domain, at least in float32, ``[B]`` where like is ``[B, ...]``.
+
+    Raises if t lies outside the domain by more than its dtype rounds the bounds. Values are read where that is cheap,
+    see :func:`readable`; elsewhere, on a GPU and under torch.compile, times outside are moved to the nearer bound.
+    """
     if isinstance(t, (int, float)) and not isinstance(t, bool):
-        t = torch.as_tensor(float(t), device=None if like is None else like.device)
+        wide = torch.float32 if like is None else at_least_float32(like)
+        t = torch.tensor(float(t), dtype=wide, device=None if like is None else like.device)
     t = check_floating("t", t)
     if like is not None:
         if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != like.shape[0]):
@@ -68,6 +182,8 @@ def check_time(t: Tensor | float, path: HasDomain, like: Tensor | None = None) -
         if not (_rounded(low, t.dtype) <= least and most <= _rounded(high, t.dtype)):  # false for NaN
             raise ValueError(f"t must lie in the domain [{low}, {high}] of {path}, got values in [{least}, {most}]")
     t = t.to(at_least_float32(t))
+    if (low, high) != (0.0, 1.0):  # every dtype has 0 and 1, but rounds other bounds, perhaps beyond the domain
+        t = t.clamp(low, high)
     return t if like is None or t.ndim == 1 else t.expand(like.shape[0])
 
 

@@ -42,6 +42,18 @@ def transforms() -> tuple[str, ...]:
     return tuple(interpreter.key().name for interpreter in _functorch.get_interpreter_stack() or ())
 
 
+def holds_without_guard(condition: bool | torch.SymBool) -> bool:
+    """Return True if the condition is true; of symbolic sizes, if it is true for all of them.
+
+    A branch on symbolic sizes would tie the traced program to one side. There is no public way to ask without one.
+    """
+    if not torch.compiler.is_compiling() and isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
+
+    return statically_known_true(condition)
+
+
 @constant_when_traced
 def forward_mode_active() -> bool:
     """Return True inside ``forward_ad.dual_level`` or a jvp. There is no public query."""
@@ -58,11 +70,31 @@ def unwrapped(x: Tensor) -> Tensor:
     return _innermost(x).detach()
 
 
+def below_transforms(x: Tensor) -> Tensor:
+    """Return the tensor that torch.func has wrapped, or x itself. There is no public way to reach it."""
+    if torch.compiler.is_compiling() or not inside_transform():
+        return x
+    return _innermost(x)
+
+
 def requires_grad_at_any_level(x: Tensor) -> bool:
     """Return True if x requires grad at any level of nested torch.func transforms."""
     while not x.requires_grad and _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.requires_grad
+
+
+def records_gradients(x: Tensor) -> bool:
+    """Return True if x requires grad at the innermost level that records gradients: that of a torch.func grad or vjp,
+    or of the tape where there is none.
+    """
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    stack = _functorch.get_interpreter_stack() or ()
+    level = max((interpreter.level() for interpreter in stack if interpreter.key().name == "Grad"), default=0)
+    while _level(x) > level:
+        x = _functorch.get_unwrapped(x)
+    return _level(x) == level and x.requires_grad
 
 
 def has_tangent_at_any_level(x: Tensor) -> bool:
@@ -122,6 +154,11 @@ def can_skip_dispatcher(*args: Any) -> bool:
     return True
 
 
+def own_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Call PyTorch's scaled_dot_product_attention, whatever may stand in ``torch.nn.functional`` in its place."""
+    return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
+
+
 def weight_norm_owners() -> tuple[Any, ...]:
     """Return the modules that hold ``_weight_norm``, which ``nn.utils.weight_norm`` imports by name."""
     return torch, importlib.import_module("torch.nn.utils.weight_norm")
@@ -159,6 +196,10 @@ def checkpoint_places() -> dict[str, tuple[Any, str]]:
 def foreach_lerp_(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Move each of starts toward its end, in one launch on a GPU; ``torch.lerp`` takes one tensor at a time."""
     torch._foreach_lerp_(starts, ends, weight)
+
+
+def _level(x: Tensor) -> int:
+    return _functorch.maybe_get_level(x) if _functorch.is_functorch_wrapped_tensor(x) else 0
 
 
 def _take_function_modes() -> list[overrides.TorchFunctionMode]:

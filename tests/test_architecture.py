@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # A layer may import itself and what stands before it.
 LAYERS = ["base", "kernels", "ops", "methods", "train", "cli"]
 BASE = {"_backend", "_checks", "_dtypes", "_torch"}
-METHODS = {"paths", "couplings", "objectives", "sampling", "nn"}
+METHODS = {"paths", "streams", "couplings", "objectives", "sampling", "nn"}
 
 
 def layer(module: str) -> str | None:

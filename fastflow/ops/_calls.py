@@ -89,7 +89,7 @@ class Layout(Generic[Call]):
             if group is None:
                 flat.append(value)
             else:
-                flat += value
+                flat.extend(value)  # Dynamo 2.11 cannot add a NamedTuple to a list
         return tuple(flat)
 
     def restore(self, flat: Sequence[Any]) -> Call:
@@ -100,7 +100,7 @@ class Layout(Generic[Call]):
         flat: list[Any] = []
         for name, (start, stop, group) in zip(self.call._fields, self._slices):  # type: ignore[attr-defined]
             value = fields.get(name)
-            flat += [None] * (stop - start) if value is None else [value] if group is None else value
+            flat.extend([None] * (stop - start) if value is None else [value] if group is None else value)
         return tuple(flat)
 
     def schema(self) -> str:

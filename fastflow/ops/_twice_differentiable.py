@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _torch
+from .._dtypes import autocast_dtype
 from ._batching import JoinBatch
 from ._calls import Backward, DualBackward, DualForward, DualSaved, Forward, Layout, Saved
 from ._custom_op import custom_op
@@ -392,4 +393,4 @@ def _laid_out(x: Tensor, strides: Sequence[int]) -> Tensor:
 def _full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Disable autocast inside an op: it has been applied to the arguments."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NO_CONTEXT
+    return _NO_CONTEXT if autocast_dtype(device) is None else torch.autocast(device, enabled=False)

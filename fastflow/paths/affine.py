@@ -60,7 +60,8 @@ class Path(ABC):
             ValueError: a value of t lies outside the domain.
         """
         t = check_time(t, self)
-        return Coefficients(*(as_tensor(c, t) for c in (*self.position(t), *self.velocity(t))))
+        flat = t.reshape(-1)  # PyTorch gives a scalar times a number a float64 tangent
+        return Coefficients(*(as_tensor(c, flat).view(t.shape) for c in (*self.position(flat), *self.velocity(flat))))
 
     def sample(self, x0: Noise, x1: Tensor, t: Tensor, *, noise: Noise | None = None) -> PathSample:
         """Return ``(x_t, u_t)`` for a batch: :func:`fastflow.interpolate` and :func:`fastflow.target_velocity`.

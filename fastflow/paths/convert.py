@@ -2,10 +2,13 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_like, check_time, readable
+from .._checks import check_batched, check_choice, check_floating, check_like, check_time, readable
+from .._dtypes import at_least_float32
 from .._torch import unwrapped
+from ..kernels.flow_step.reference import rows
 from .affine import Path, as_tensor
 
 Quantity = Literal["velocity", "x1", "noise", "score"]
@@ -18,23 +21,28 @@ def convert(value: Tensor, xt: Tensor, t: Tensor, *, path: Path, source: Quantit
     ``score = -x0 / beta``, ``v = d_alpha x1 + d_beta x0``. These are linear, so they convert conditional values (x1 and
     x0 themselves) and marginal ones (posterior means, the marginal velocity and score) alike.
 
+    Coefficients and sums are in fp32 at least, and the result is rounded once. On a GPU, where reading t would
+    synchronise, a conversion that divides by zero gives inf or NaN in place of an error, unless FASTFLOW_DEBUG=1.
+
     Args:
-        value: the known quantity, ``[B, ...]``.
+        value: the known quantity, ``[B, ...]``, floating point.
         xt: the point, the shape of value.
         t: ``[B]`` or scalar.
         path: any path with gamma = 0.
         source, target: ``"velocity"``, ``"x1"`` (the denoised data), ``"noise"`` (x0) or ``"score"``.
 
     Returns:
-        The target quantity, the shape of value. Differentiable in value, xt and t.
+        The target quantity, the shape of value, in the dtype that value and xt promote to. Differentiable in value, xt
+        and t.
 
     Raises:
+        TypeError: value, xt or t is not a floating point tensor.
         ValueError: an unknown quantity; a path with gamma; shapes that differ; a CPU t at which the conversion divides
-            by zero (beta = 0 from x1 and to score, alpha = 0 from noise and score).
+            by zero (beta = 0 from x1 and to score, alpha = 0 from noise and score) or a coefficient is infinite.
     """
     check_choice("source", source, Quantity)
     check_choice("target", target, Quantity)
-    check_like("value", value, "xt", xt)
+    check_like("value", check_floating("value", value), "xt", check_batched("xt", xt))
     t = check_time(t, path, xt)
     alpha, beta, gamma = path.position(t)
     d_alpha, d_beta, _ = path.velocity(t)
@@ -42,16 +50,25 @@ def convert(value: Tensor, xt: Tensor, t: Tensor, *, path: Path, source: Quantit
         raise ValueError(f"path must have gamma = 0 to convert between parametrisations, got {path}")
     if source == target:
         return value
-    rows = (-1, *(1,) * (xt.ndim - 1))
-    a, b, da, db = (as_tensor(c, t).to(xt.dtype).view(rows) for c in (alpha, beta, d_alpha, d_beta))
+    dtype, result = at_least_float32(value, xt), torch.promote_types(value.dtype, xt.dtype)
+    value, xt = value.to(dtype), xt.to(dtype)
+    a, b, da, db = (rows(as_tensor(c, t), xt) for c in (alpha, beta, d_alpha, d_beta))
 
-    def nonzero(divisor: Tensor, name: str) -> Tensor:
-        if readable(divisor) and bool((unwrapped(divisor) == 0).any()):
-            raise ValueError(f"t must stay where {name} is not 0 to convert {source} to {target} under {path}")
-        return divisor
+    def require(holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise ValueError(f"t must stay where {name} is {wanted} to convert {source} to {target} under {path}")
+
+    def finite(c: Tensor, name: str) -> Tensor:
+        require(not readable(c) or bool(unwrapped(c).isfinite().all()), name, "finite")
+        return c
+
+    def nonzero(c: Tensor, name: str) -> Tensor:
+        require(not readable(c) or bool((unwrapped(c) != 0).all()), name, "not 0")
+        return c
 
     def determinant() -> Tensor:
-        return nonzero(da * b - a * db, "d_alpha beta - alpha d_beta")
+        name = "d_alpha beta - alpha d_beta"
+        return nonzero(finite(da * b - a * db, name), name)
 
     def noise() -> Tensor:
         if source == "velocity":
@@ -65,8 +82,8 @@ def convert(value: Tensor, xt: Tensor, t: Tensor, *, path: Path, source: Quantit
             return (b * value - db * xt) / determinant()
         return value if source == "x1" else (xt - b * noise()) / nonzero(a, "alpha")
 
-    if target == "x1":
-        return data()
-    if target == "velocity":
-        return da * data() + db * noise()
-    return noise() if target == "noise" else -noise() / nonzero(b, "beta")
+    def rate() -> Tensor:
+        return finite(da, "d_alpha") * data() + finite(db, "d_beta") * noise()
+
+    targets = {"x1": data, "velocity": rate, "noise": noise, "score": lambda: -noise() / nonzero(b, "beta")}
+    return targets[target]().to(result)

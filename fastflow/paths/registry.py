@@ -43,6 +43,7 @@ def build(name: PathName, *, sigma: float | None = None) -> Path:
         sigma: width of the paths that have one; the others ignore it.
 
     Raises:
+        TypeError: sigma is not a number.
         ValueError: an unknown name, no sigma for a path that needs it, or a sigma outside the path's range.
     """
     check_choice("path name", name, NAMES)
@@ -50,5 +51,5 @@ def build(name: PathName, *, sigma: float | None = None) -> Path:
     if sigma_argument is None:
         return make()
     if sigma is None:
-        raise ValueError(f"path {name!r} needs a sigma")
+        raise ValueError(f"sigma must be given for path {name!r}, got None")
     return make(**{sigma_argument: sigma})

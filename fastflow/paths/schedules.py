@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._checks import check_number
 from ..kernels.flow_step.reference import Coefficient
 from .affine import Path
 
@@ -37,10 +38,11 @@ class SigmaMin(Path):
     sigma_min: float
 
     def __post_init__(self) -> None:
+        check_number("sigma_min", self.sigma_min)
         _require(0.0 <= self.sigma_min < 1.0, "sigma_min", "0 <= sigma_min < 1", self.sigma_min)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
-        return t, 1 - (1 - self.sigma_min) * t, 0.0
+        return t, (1 - t) + self.sigma_min * t, 0.0  # beta as a sum: it keeps its digits where it is small
 
     def velocity(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
         return 1.0, self.sigma_min - 1.0, 0.0
@@ -54,12 +56,14 @@ class Cosine(Path):
     """
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
-        angle = 0.5 * math.pi * t
-        return torch.sin(angle), torch.cos(angle), 0.0
+        return self._sine(t), self._sine(1 - t), 0.0
 
     def velocity(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
-        angle = 0.5 * math.pi * t
-        return 0.5 * math.pi * torch.cos(angle), -0.5 * math.pi * torch.sin(angle), 0.0
+        return 0.5 * math.pi * self._sine(1 - t), -0.5 * math.pi * self._sine(t), 0.0
+
+    @staticmethod
+    def _sine(t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t)  # beta is that of 1 - t: a cosine would not be 0 at t = 1
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,14 @@ class Polynomial(Path):
     n: float
 
     def __post_init__(self) -> None:
+        check_number("n", self.n)
         _require(self.n >= 1, "n", "n >= 1 (for smaller n the velocity is infinite at t = 0)", self.n)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
         power = t**self.n
-        return power, 1 - power, 0.0
+        late = t > 0.5  # there 1 - t^n would lose digits
+        beta = torch.where(late, 0.0 - torch.expm1(self.n * torch.where(late, t, 1.0).log()), 1 - power)
+        return power, beta, 0.0
 
     def velocity(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
         rate = self.n * t ** (self.n - 1)
@@ -98,6 +105,8 @@ class VP(Path):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
+        check_number("beta_min", self.beta_min)
+        check_number("beta_max", self.beta_max)
         _require(
             0.0 < self.beta_min <= self.beta_max,
             "(beta_min, beta_max)",
@@ -147,6 +156,7 @@ class Tube(Path):
     sigma: float
 
     def __post_init__(self) -> None:
+        check_number("sigma", self.sigma)
         _require(self.sigma >= 0.0, "sigma", "sigma >= 0", self.sigma)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
@@ -169,6 +179,7 @@ class SchrodingerBridge(Path):
     sigma: float
 
     def __post_init__(self) -> None:
+        check_number("sigma", self.sigma)
         _require(self.sigma >= 0.0, "sigma", "sigma >= 0", self.sigma)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:

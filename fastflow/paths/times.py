@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
-from ..ops.random import GaussianNoise, uniform
+from ..kernels.noise.domains import Domain
+from ..ops.random import check_stream, normals, uniform
 from .affine import Path
 
 TimeDistribution = Literal["uniform", "logit_normal"]
@@ -18,6 +19,7 @@ def sample_times(
     *,
     seed: int,
     offset: int = 0,
+    first_sample: int = 0,
     distribution: TimeDistribution = "uniform",
     mean: float = 0.0,
     std: float = 1.0,
@@ -28,22 +30,25 @@ def sample_times(
     Args:
         path: gives the domain.
         num: number of times.
-        seed, offset: stream of the draw, see :class:`fastflow.GaussianNoise`.
+        seed, offset, first_sample: which times to draw, as for :class:`fastflow.GaussianNoise`. Noise and times of the
+            same arguments are independent.
         distribution: that of u: ``"uniform"`` on (0, 1), or ``"logit_normal"``, ``u = sigmoid(mean + std n)`` with
             n ~ N(0, 1) [Esser et al., 2403.03206, eq. 19].
         mean, std: of the logit, for ``"logit_normal"``.
         device: device of the result.
 
     Returns:
-        fp32 ``[num]``.
+        fp32 ``[num]``. The ops also take them rounded to another dtype, even where that rounds beyond the domain.
 
     Raises:
-        ValueError: an unknown distribution.
+        TypeError: seed, offset or first_sample is not an int.
+        ValueError: an unknown distribution; seed, offset or first_sample is out of range.
     """
     check_choice("distribution", distribution, TimeDistribution)
+    check_stream(seed, offset, first_sample)
     if distribution == "uniform":
-        u = uniform((num,), seed, offset, device=device)
+        u = uniform((num,), seed, offset, first_sample, Domain.UNIFORM_TIMES, device=device)
     else:
-        u = torch.sigmoid(mean + std * GaussianNoise(seed, offset).materialize((num,), device=device))
+        u = torch.sigmoid(mean + std * normals((num,), seed, offset, first_sample, Domain.NORMAL_TIMES, device=device))
     low, high = path.domain
     return u if (low, high) == (0.0, 1.0) else (low + (high - low) * u).clamp(low, high)

@@ -1,5 +1,6 @@
 """Sampling from a velocity and the density of its samples: ODE solvers, guidance, likelihood."""
 
+from .adaptive import IntegrationError as IntegrationError
 from .guidance import classifier_free_guidance as classifier_free_guidance
 from .guidance import mode_guidance as mode_guidance
 from .guidance import mode_seeking as mode_seeking

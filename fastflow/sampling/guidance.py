@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import check_number, check_returned, check_value
+from .._dtypes import at_least_float32
 from ..kernels.flow_step.reference import rows
 from ..ops.divergence.estimators import estimate
 from ..ops.divergence.jacobian import gradient
 from ..ops.divergence.options import DivergenceOptions, collect, shows_options
-from .ode import Velocity
+from .ode import Velocity, evaluate
 
 
 def classifier_free_guidance(
@@ -34,28 +36,43 @@ def classifier_free_guidance(
         interval: times between which guidance is applied.
 
     Returns:
-        ``velocity(x, t)`` with x ``[B, ...]`` and t ``[B]``.
+        ``velocity(x, t)`` with x ``[B, ...]`` and t ``[B]``, in the dtype of the model's; the two are combined at least
+        in fp32.
 
     Raises:
-        ValueError: the interval is empty, or there is no null class.
+        TypeError: y is not a tensor, or scale not a number.
+        ValueError: the interval is empty, there is no null class, or scale is not finite. When called, the velocity
+            raises as :func:`fastflow.sample_ode` if there is not a label for each sample or the model returns another
+            shape than x's.
 
     Source: Ho and Salimans (2207.12598), equation 6; the interval is that of Kynkäänniemi et al. (2404.07724).
     """
     low, high = interval
     if not low < high:
         raise ValueError(f"interval must be (low, high) with low < high, got {interval}")
-    if scale == 1.0:
-        return lambda x, t: model(x, t, y)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y must be a tensor, got {type(y).__name__}")
+    if check_number("scale", scale) == 1.0:
+        return lambda x, t: check_value("model", model(x, t, _labels_of(x, y)), x)
     if null_class is None:
         raise ValueError(f"guidance with scale {scale} needs a model with a null class (class_dropout > 0)")
     labels = torch.cat((y, torch.full_like(y, null_class)))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        conditional, unconditional = model(torch.cat((x, x)), torch.cat((t, t)), labels).chunk(2)
-        w = rows(torch.where((t >= low) & (t <= high), scale, 1.0), x)
-        return torch.lerp(unconditional, conditional, w)
+        _labels_of(x, y)
+        doubled = torch.cat((x, x))
+        value = check_value("model", model(doubled, torch.cat((t, t)), labels), doubled)
+        conditional, unconditional = value.to(at_least_float32(value)).chunk(2)
+        w = rows(torch.where((t >= low) & (t <= high), scale, 1.0), conditional)
+        return torch.lerp(unconditional, conditional, w).to(value.dtype)
 
     return velocity
+
+
+def _labels_of(x: Tensor, y: Tensor) -> Tensor:
+    if y.shape[:1] != x.shape[:1]:
+        raise ValueError(f"y must hold a label for each of the {x.shape[0]} samples, got shape {tuple(y.shape)}")
+    return y
 
 
 @shows_options
@@ -77,7 +94,8 @@ def mode_guidance(
         g, shape and dtype of x. It is the gradient of the estimate, so it is unbiased if the estimate is.
 
     Raises:
-        TypeError, ValueError: as :func:`fastflow.divergence`.
+        TypeError, ValueError, RuntimeError: as :func:`fastflow.divergence`; the velocity's value must carry a graph in
+            forward mode too.
     """
     return _value_and_guidance(velocity, x, t, collect("mode_guidance", options, keywords))[1]
 
@@ -101,23 +119,30 @@ def mode_seeking(
         options, keywords: as for :func:`mode_guidance`; the probes are the same at every time.
 
     Returns:
-        ``velocity(x, t)`` with x ``[B, ...]`` and t ``[B]``.
+        ``velocity(x, t)`` with x ``[B, ...]`` and t ``[B]``, in the dtype of v; the sum is taken at least in fp32.
+
+    Raises:
+        TypeError, ValueError: weight is neither a finite number nor a function, or returns another shape than t's.
     """
     options = collect("mode_seeking", options, keywords)
-    if weight == 0.0:
+    if not callable(weight) and check_number("weight", weight) == 0.0:
         return velocity
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         value, g = _value_and_guidance(velocity, x, t, options)
-        factor = weight(t) if callable(weight) else weight * (1 - t).square()
-        return value + rows(factor, value) * g
+        if callable(weight):
+            factor = check_returned("weight", weight(t), t.shape, "the shape of t", t.device)
+        else:
+            factor = weight * (1 - t).square()
+        wide = value.to(at_least_float32(value))
+        return (wide + rows(factor, wide) * g).to(value.dtype)
 
     return guided
 
 
 def _value_and_guidance(velocity: Velocity, x: Tensor, t: Tensor, options: DivergenceOptions) -> tuple[Tensor, Tensor]:
     def negative_divergence(x: Tensor) -> tuple[Tensor, Tensor]:
-        value, samples = estimate(lambda x: velocity(x, t), x, options)
+        value, samples = estimate(lambda x: evaluate(velocity, x, t), x, options)
         return -samples.mean(0).sum(), value
 
     g, value = gradient(negative_divergence, x)

@@ -1,6 +1,5 @@
 """The density of a flow, by the instantaneous change of variables along its trajectories."""
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_batched, check_choice
+from .._checks import check_batched, check_choice, check_number, check_returned
 from .._dtypes import at_least_float32
 from ..ops.divergence.estimators import estimate, mean_and_stderr, num_samples
 from ..ops.divergence.options import DivergenceOptions, collect, shows_options
-from .ode import Solver, Velocity, integrate, step_times
+from .adaptive import dopri5
+from .ode import Solver, Velocity, evaluate, integrate, step_times
 
 LikelihoodSolver = Literal[Solver, "dopri5"]
 
@@ -81,7 +81,10 @@ def log_likelihood(
 
     Raises:
         ModuleNotFoundError: "dopri5", and torchdiffeq is not installed.
-        TypeError, ValueError: as :func:`fastflow.divergence` and :func:`fastflow.sample_ode`.
+        TypeError, ValueError, RuntimeError: as :func:`fastflow.divergence` and :func:`fastflow.sample_ode`; log_p0 does
+            not return ``[B]``; a tolerance is negative, or both are 0.
+        fastflow.sampling.IntegrationError: "dopri5" cannot go on: velocity or divergence is not finite, the step became
+            too small, or 10,000 steps were not enough. The fixed-step solvers return NaN there.
 
     Source: Chen et al., 1806.07366, theorem 1; with fixed probes, Grathwohl et al., 1810.01367, eq. 8.
     """
@@ -93,17 +96,18 @@ def log_likelihood(
 
     def field(state: Tensor, t: Tensor) -> Tensor:
         x = state[:, :size].reshape(x1.shape).to(x1.dtype)
-        value, samples = estimate(lambda x: velocity(x, t), x, options)
+        value, samples = estimate(lambda x: evaluate(velocity, x, t), x, options)
         return torch.cat((value.reshape(num, size).to(dtype), samples.mT.to(dtype)), dim=1)
 
     # The state is [B, M + S]: the point, and for each of S estimates the integral of div v from t1 back to the time.
     start = torch.cat((x1.reshape(num, size).to(dtype), x1.new_zeros((num, num_samples(options, x1)), dtype=dtype)), 1)
     if solver == "dopri5":
-        end = _dopri5(field, start, t1, t0, rtol, atol)
+        end = dopri5(field, start, check_number("t1", t1), check_number("t0", t0), rtol, atol)
     else:
         end = integrate(field, start, step_times(num_steps, t1, t0), solver=solver)
     x0, change = end[:, :size].reshape(x1.shape), end[:, size:].mT
-    log_prob, stderr = mean_and_stderr((_standard_normal if log_p0 is None else log_p0)(x0) + change)
+    source = check_returned("log_p0", (log_p0 or _standard_normal)(x0), x0.shape[:1], "[B]", x0.device)
+    log_prob, stderr = mean_and_stderr(source + change)
     return Likelihood(log_prob, x0, stderr)
 
 
@@ -111,21 +115,3 @@ def _standard_normal(x: Tensor) -> Tensor:
     """Return ``log N(x; 0, I)``, ``[B]``."""
     size = x.shape[1:].numel()
     return -0.5 * (x.reshape(x.shape[0], size).square().sum(1) + size * math.log(2.0 * math.pi))
-
-
-def _dopri5(field: Velocity, state: Tensor, t0: float, t1: float, rtol: float, atol: float) -> Tensor:
-    """Return the state at t1 by adaptive Dormand-Prince steps, the same for all samples."""
-    try:
-        odeint = importlib.import_module("torchdiffeq").odeint
-    except ModuleNotFoundError as error:
-        if error.name != "torchdiffeq":
-            raise
-        raise ModuleNotFoundError(
-            "torchdiffeq is not installed; solver 'dopri5' needs it: pip install 'fastflow[ode]'", name="torchdiffeq"
-        ) from None
-    times = torch.tensor((t0, t1), dtype=state.dtype, device=state.device)
-    options = {"step_t": times[1:]}  # stop at t1: the field may not be defined beyond it
-    path = odeint(
-        lambda t, y: field(y, t.expand(len(y))), state, times, rtol=rtol, atol=atol, method="dopri5", options=options
-    )
-    return path[-1]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops.random import permutation
 from .data import Samples
-from .streams import Stream, seeded_initialisation
+from .purposes import Purpose, seeded_initialisation
 
 Features = Callable[[Tensor], Tensor]
 
@@ -59,7 +59,7 @@ def train_classifier(samples: Samples, num_classes: int, seed: int) -> Classifie
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for epoch in range(_EPOCHS):
-        for index in permutation(len(samples), seed, Stream.CLASSIFIER.at(epoch)).split(_BATCH):
+        for index in permutation(len(samples), seed, Purpose.CLASSIFIER.at(epoch)).split(_BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(samples.x[index]), samples.y[index], label_smoothing=0.05).backward()
             optimizer.step()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops.random import permutation
 from .extras import extra
 from .points import POINT_SETS, draw
-from .streams import Stream
+from .purposes import Purpose
 
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -85,7 +85,7 @@ class ArrayData:
 
     def halves(self, num: int, seed: int) -> tuple[Samples, Samples]:
         """Return a random half of the data and the other half, at most ``num`` samples of each."""
-        order = permutation(len(self.samples), seed, Stream.SPLIT.at(0))
+        order = permutation(len(self.samples), seed, Purpose.SPLIT.at(0))
         half = len(order) // 2
         return self._take(order[:half][:num]), self._take(order[half:][:num])
 
@@ -112,7 +112,7 @@ class PointData:
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num: int, seed: int, epoch: int) -> Tensor:
-    return permutation(num, seed, Stream.SHUFFLE.at(epoch))
+    return permutation(num, seed, Purpose.SHUFFLE.at(epoch))
 
 
 def load_data(data: str, labels: Path | None = None, image_size: int = 32) -> Dataset:

@@ -11,8 +11,8 @@ from ..ops.random import uniform
 from ..paths import Path
 from ..sampling.likelihood import LikelihoodSolver, log_likelihood
 from .data import load_data
+from .purposes import Purpose
 from .runs import Run
-from .streams import Stream
 
 _CHUNK = 512  # samples in one batch through the network
 
@@ -47,7 +47,7 @@ def data_densities(
     scale = run.spec.std
     if run.spec.kind == "images":
         scale *= levels - 1
-        x = x + (uniform(x.shape, seed, Stream.DEQUANTISATION.at(0)) - 0.5) / (levels - 1)
+        x = x + (uniform(x.shape, seed, Purpose.DEQUANTISATION.at(0)) - 0.5) / (levels - 1)
     x1 = (x - run.spec.mean) / run.spec.std
     device = next(run.model.parameters()).device
     low, high = run.path.domain
@@ -66,7 +66,7 @@ def data_densities(
             method=method,
             num_probes=num_probes,
             seed=seed,
-            offset=Stream.PROBES.at(int(index[0])),
+            offset=Purpose.PROBES.at(int(index[0])),
             log_p0=lambda x: _source_log_prob(run.path, x),
             t0=low,
             t1=high,

@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import list_checkpoints
+from .checkpoint import newest_valid
+from .errors import NonFiniteError
 from .extras import extra
+from .files import naming, replace_text
 
-
-class NonFiniteError(RuntimeError):
-    """Raised if the loss or the gradient becomes infinite or NaN."""
+_COLUMNS = ("loss", "grad_norm", "learning_rate")
 
 
 class RunLog:
@@ -33,7 +33,7 @@ class RunLog:
         self.file = folder / "metrics.jsonl"
         self._checkpoints = folder / "checkpoints"
         self.rows: list[dict[str, Any]] = [row for row in read_rows(self.file) if row["step"] <= step]
-        _replace(self.file, self.rows)
+        replace_text(self.file, "".join(map(_line, self.rows)))
         self._pending: list[tuple[int, float, Tensor, Tensor]] = []
         self._writer = None
         if tensorboard:
@@ -56,7 +56,7 @@ class RunLog:
         for (step, learning_rate, *_), (loss, grad_norm) in zip(self._pending, values):
             for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
                 if not math.isfinite(value):
-                    good = next(iter(list_checkpoints(self._checkpoints)), "none")
+                    good = newest_valid(self._checkpoints) or "none"
                     raise NonFiniteError(f"the {name} is {value} at step {step}; last good checkpoint: {good}")
             fresh.append({"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate})
         self._pending.clear()
@@ -79,25 +79,40 @@ class RunLog:
         return [row["step"] for row in self.rows], [row["loss"] for row in self.rows]
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
-        with self.file.open("a") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
+        with naming(self.file), self.file.open("a") as stream:
+            stream.writelines(map(_line, rows))
         self.rows += rows
         for row in rows:
             self.write_scalars("train", {k: v for k, v in row.items() if k != "step"}, row["step"])
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read a metrics file, without a last line that a crash cut short."""
-    rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Read a metrics file: one row for each step, in order, the last one where a step occurs twice.
+
+    A last line that a crash cut short is left out. Other damaged lines are left out with a warning.
+    """
+    if not file.exists():
+        return []
+    *lines, last = file.read_bytes().split(b"\n")
+    parsed = [_parse_row(line) for line in lines]
+    if damaged := parsed.count(None):
+        warnings.warn(f"dropped {damaged} damaged line(s) of {file}", RuntimeWarning, stacklevel=2)
+    rows = {row["step"]: row for row in (*parsed, _parse_row(last)) if row is not None}
+    return [rows[step] for step in sorted(rows)]
 
 
-def _replace(file: Path, rows: list[dict[str, Any]]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(partial, file)
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    valid = isinstance(row, dict) and type(row.get("step")) is int and all(_is_finite(row.get(k)) for k in _COLUMNS)
+    return row if valid else None
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and -math.inf < value < math.inf
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ..ops.random import GaussianNoise, uniform
-from .streams import Stream
+from .purposes import Purpose
 
 
 def draw(name: str, num: int, seed: int, step: int = 0) -> Tensor:
     """Draw ``num`` points of the distribution ``name``, a key of ``POINT_SETS``; returns fp32 ``[num, 2]``."""
-    u = uniform((num, 2), seed, Stream.POINTS_UNIFORM.at(step))
-    z = GaussianNoise(seed, Stream.POINTS_NORMAL.at(step)).materialize((num, 2), backend="reference")
+    u = uniform((num, 2), seed, Purpose.POINTS_UNIFORM.at(step))
+    z = GaussianNoise(seed, Purpose.POINTS_NORMAL.at(step)).materialize((num, 2), backend="reference")
     return POINT_SETS[name](u[:, 0], u[:, 1], z)
 
 

@@ -1,5 +1,6 @@
 """The report of a run: pictures during training, metrics at the end."""
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path as FilePath
@@ -14,9 +15,9 @@ from .data import Dataset, DataSpec
 from .log import RunLog
 from .metrics import evaluate
 from .plots import plot_losses, plot_samples
+from .purposes import Purpose
 from .runs import Model, generate, to_data_units
 from .state import State
-from .streams import Stream
 
 _ROWS, _COLUMNS = 10, 10
 _NUM_POINTS = 2000
@@ -31,10 +32,17 @@ def draw_pictures(config: Config, data: Dataset, path: Path, state: State, log: 
     real = data.halves(num, config.seed)[0].x if spec.kind == "points" else None
     title = f"{FilePath(config.data).stem}, step {state.step:,}"
     plot_samples(config.out / "samples.png", spec, x, y, title=title, real=real)
-    history = config.out / "samples"
-    history.mkdir(exist_ok=True)
-    shutil.copy(config.out / "samples.png", history / f"step_{state.step:08d}.png")
     plot_losses(config.out / "loss.png", *log.curve())
+    copy = picture_file(config, state.step)
+    copy.parent.mkdir(exist_ok=True)
+    partial = copy.with_name(f".{copy.name}.partial")
+    shutil.copy(config.out / "samples.png", partial)
+    os.replace(partial, copy)
+
+
+def picture_file(config: Config, step: int) -> FilePath:
+    """Return the file under ``samples/`` that is written last, once all pictures of a step are drawn."""
+    return config.out / "samples" / f"step_{step:08d}.png"
 
 
 def final_metrics(config: Config, data: Dataset, path: Path, model: Model) -> dict[str, float]:
@@ -44,7 +52,7 @@ def final_metrics(config: Config, data: Dataset, path: Path, model: Model) -> di
     spec = data.spec
 
     def noise(num: int) -> Tensor:
-        stream = GaussianNoise(config.seed, Stream.SAMPLES.at(0))
+        stream = GaussianNoise(config.seed, Purpose.SAMPLES.at(0))
         return to_data_units(stream.materialize((num, *spec.shape), backend="reference"), spec)
 
     return evaluate(data, _sampler(config, spec, path, model), noise, config.eval_samples, config.seed)

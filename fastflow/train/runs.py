@@ -1,8 +1,11 @@
 """Build the network of a run, load a trained one, and draw samples from it."""
 
 import dataclasses
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +14,11 @@ from .. import paths
 from ..nn import DiT, VelocityMLP
 from ..ops.random import GaussianNoise
 from ..sampling import Solver, Velocity, classifier_free_guidance, sample_ode
-from .checkpoint import newest_checkpoint
+from .checkpoint import Checkpoint, restore_newest
 from .config import Config
 from .data import DataSpec
-from .streams import Stream, seeded_initialisation
+from .errors import DamagedCheckpointError, UnsupportedCheckpointError
+from .purposes import Purpose, seeded_initialisation
 
 Model = DiT | VelocityMLP
 
@@ -74,20 +78,67 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> Run:
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
+        DamagedCheckpointError: every checkpoint is damaged.
+        UnsupportedCheckpointError: the newest undamaged one was written by another version.
     """
-    checkpoint = newest_checkpoint(Path(folder) / "checkpoints")
-    if checkpoint is None:
+    run = restore_newest(Path(folder) / "checkpoints", _restore)
+    if run is None:
         raise FileNotFoundError(f"no checkpoint in {folder}: is it the folder of a run?")
-    config = Config.from_json(checkpoint.meta["config"])
-    spec = DataSpec.from_json(checkpoint.meta["data"])
-    model = build_model(config, spec)
-    model.load_state_dict(checkpoint.tensors["ema"])
-    return Run(config, spec, build_path(config), model.to(device).eval(), checkpoint.step)
+    run.model.to(device)
+    return run
 
 
 def describe(config: Config, spec: DataSpec) -> dict[str, object]:
-    """Return the description of a run that a checkpoint holds and :func:`load_run` reads, as JSON values."""
+    """Return the description of a run that a checkpoint holds and :func:`read_description` reads, as JSON values."""
     return {"config": config.to_json(), "data": dataclasses.asdict(spec)}
+
+
+def read_description(meta: dict[str, Any]) -> tuple[Config, DataSpec]:
+    """Return the settings of a run and the description of its data.
+
+    Raises:
+        DamagedCheckpointError: a value is missing or invalid.
+        UnsupportedCheckpointError: the settings are not those that this version has.
+    """
+    return _from_json(Config, meta, "config"), _from_json(DataSpec, meta, "data")
+
+
+def _restore(checkpoint: Checkpoint) -> Run:
+    config, spec = read_description(checkpoint.meta)
+    model = build_model(config, spec)
+    model.load_state_dict(checkpoint.group("ema", like=model.state_dict()))
+    return Run(config, spec, build_path(config), model.eval(), checkpoint.step)
+
+
+def _from_json(kind: Any, meta: dict[str, Any], name: str) -> Any:
+    values = meta.get(name)
+    if not isinstance(values, dict):
+        raise DamagedCheckpointError(f"{name} is missing")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for key in sorted(values.keys() ^ fields):
+        reason = "lacks" if key in fields else "has the unknown key"
+        raise UnsupportedCheckpointError(f"{name} {reason} {key!r}: it was written by another version of fastflow")
+    for key, annotation in typing.get_type_hints(kind).items():
+        if not _fits(values[key], annotation):
+            raise DamagedCheckpointError(f"{name}: {key} cannot be {values[key]!r}")
+    try:
+        return kind.from_json(values)
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{name}: {error}") from error
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Return True if ``value`` is the JSON form of an object of this type."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is tuple:
+        return type(value) is list and all(_fits(v, arguments[0]) for v in value)
+    if annotation is float:
+        return type(value) in (int, float)
+    return type(value) is (str if annotation is Path else annotation)
 
 
 @torch.no_grad()
@@ -126,7 +177,7 @@ def generate(
     if y is None and guidance != 1.0:
         raise ValueError(f"guidance {guidance} needs labels, and the samples are unconditional")
     device = next(model.parameters()).device
-    noise = GaussianNoise(seed, Stream.SAMPLES.at(0)).materialize((num, *spec.shape), device=device)
+    noise = GaussianNoise(seed, Purpose.SAMPLES.at(0)).materialize((num, *spec.shape), device=device)
     low, high = path.domain
     parts = []
     for index in torch.arange(num).split(_CHUNK):

@@ -1,5 +1,6 @@
 """The state of a training run, and its conversion to a checkpoint and back."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .data import DataSpec
 from .ema import EMA
+from .errors import DamagedCheckpointError
 from .runs import Model, build_model, describe
 
 
@@ -41,19 +43,33 @@ class State:
         return Checkpoint(self.step, tensors, {**describe(config, spec), "train_seconds": self.seconds})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Load the state of a checkpoint."""
-        self.step = checkpoint.step
-        self.seconds = checkpoint.meta["train_seconds"]
-        self.model.load_state_dict(checkpoint.tensors["model"])
-        self.ema.model.load_state_dict(checkpoint.tensors["ema"])
-        moments: dict[str, dict[str, Tensor]] = {}
-        for key, value in checkpoint.tensors["optimizer"].items():
+        """Load the state of a checkpoint.
+
+        Raises:
+            DamagedCheckpointError: the checkpoint does not fit; the state is then as it was.
+        """
+        seconds = checkpoint.meta.get("train_seconds")
+        if not isinstance(seconds, int | float) or not 0.0 <= seconds < math.inf:
+            raise DamagedCheckpointError(f"train_seconds must be a number, got {seconds!r}")
+        model = checkpoint.group("model", like=self.model.state_dict())
+        ema = checkpoint.group("ema", like=self.ema.model.state_dict())
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in checkpoint.group("optimizer", like=self._optimizer_layout()).items():
             index, _, name = key.partition(".")
-            moments.setdefault(index, {})[name] = value
-        states = {int(index): values for index, values in moments.items()}
+            moments.setdefault(int(index), {})[name] = value
+
+        self.step, self.seconds = checkpoint.step, seconds
+        self.model.load_state_dict(model)
+        self.ema.model.load_state_dict(ema)
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         states = self.optimizer.state_dict()["state"]
         return {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
+
+    def _optimizer_layout(self) -> dict[str, Tensor]:
+        """Return tensors with the names, shapes and dtypes that :meth:`_optimizer_tensors` has after a step."""
+        step = torch.empty((), dtype=torch.float32)
+        parts = [{"step": step, "exp_avg": p, "exp_avg_sq": p} for p in self.model.parameters()]
+        return {f"{index}.{name}": value for index, values in enumerate(parts) for name, value in values.items()}

@@ -12,7 +12,10 @@ _SQRT_HALF = tl.constexpr(0.7071067811865476)
 
 @triton.jit
 def philox_words(group, seed, offset):
-    """Return the four uint32 words of each counter. group: int64 tensor of any shape; seed, offset: int64 scalars."""
+    """Return the four uint32 words of each counter.
+
+    group: int64 tensor of any shape, with the domain in its top byte; seed, offset: int64 scalars.
+    """
     c0 = group.to(tl.uint32)  # (1)
     c1 = (group >> 32).to(tl.uint32)
     zero = tl.zeros_like(c0)

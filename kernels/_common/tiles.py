@@ -21,13 +21,16 @@ def locate(
     """Locate this program's tile in ``[num_rows, row_size]`` elements, the first being element ``start`` of a stream.
 
     Groups are aligned to the element index in the stream, so that a group is one Philox counter; L is a power of two.
-    SHIFTED: a row may start inside a group; its first group then begins before the row and is masked there.
+    SHIFTED: a row may start inside a group; its first group then begins before the row and is masked there. Otherwise
+    start is taken to be 0.
     Returns row [R] and group [R, G] (int64), col [R, G, L] within the row (int64 if WIDE) and mask [R, G, L].
     """
     pid = tl.program_id(0)
     row = (pid // tiles_per_row).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [R]
     local = (pid % tiles_per_row).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)  # [G]
-    first = start + row * row_size  # [R]
+    first = row * row_size  # [R]
+    if SHIFTED:
+        first += start
     group = (first >> _log2(L))[:, None] + local[None, :]  # [R, G]
     if not WIDE:
         local = local.to(tl.int32)

@@ -5,12 +5,31 @@ import math
 import torch
 from torch import Tensor
 
+_LARGE = 1024.0  # float32 holds a log-sum-exp of this size to 6e-5, which is then P's relative error
 _VECTOR = 8  # elements: 16 bytes of a 16-bit type
 
 
 def unit_rows(x: Tensor | None) -> Tensor | None:
     """Return x if its rows are contiguous, else a contiguous copy. The kernels take any other stride as it is."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return x in dtype. Operands of two dtypes in one kernel need more shared memory than an H100 has."""
+    return x if x is None else x.to(dtype)
+
+
+def mask_base(mask: Tensor | None) -> Tensor | None:
+    """Return the base of (15), ``[B, Hq, Nq]`` in float32: each row's largest entry if it is large, else 0.
+
+    mask: an expanded view ``[B, Hq, Nq, Nk]``. None without an additive mask.
+    """
+    if mask is None or mask.dtype == torch.bool:
+        return None
+    own = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride())]
+    top = own.amax(-1).float()
+    base = torch.where(top.isfinite() & (top.abs() > _LARGE), top, 0.0)
+    return base.expand(mask.shape[:-1]).contiguous()
 
 
 def alignment(*tensors: Tensor | None) -> int:

@@ -105,6 +105,15 @@ def load_per_query(ptr, row, offs_m, nq, OTHER: tl.constexpr):
 
 
 @triton.jit
+def load_base(base_ptr, row, offs_m, nq):
+    """Load each query's base of (15) as the tuple (base,), or () if there is none."""
+    if base_ptr is None:
+        return ()
+    else:
+        return (load_per_query(base_ptr, row, offs_m, nq, 0.0),)
+
+
+@triton.jit
 def store_rows(ptr, rows, offs, n, WIDTH: tl.constexpr, ADD: tl.constexpr):
     """Store rows offs of a contiguous matrix [n, WIDTH], cast to its dtype; ADD: add them to what it holds."""
     row_ptrs = ptr + (offs.to(tl.int64) * WIDTH)[:, None]
@@ -145,6 +154,26 @@ def add_scaled_rows(rows, other, factor):
 
 
 @triton.jit
+def mean_row(mat, n, WIDTH: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the mean of the first BLOCK rows of a matrix [n, WIDTH] in fp32, as pieces [1, piece]."""
+    rows = load_rows(mat, tl.arange(0, BLOCK), n, WIDTH, DTYPE)
+    weight = 1.0 / tl.minimum(n, BLOCK).to(tl.float32)
+    mean = (tl.sum(rows[0].to(tl.float32), 0)[None, :] * weight,)
+    if len(rows) > 1:
+        mean += (tl.sum(rows[1].to(tl.float32), 0)[None, :] * weight,)
+    return mean
+
+
+@triton.jit
+def row_dot(x, y):
+    """Return the row sums of x∘y in fp32. x: rows [n, D]; y: rows [n, D] or [1, D]."""
+    total = tl.sum(x[0].to(tl.float32) * y[0].to(tl.float32), 1)
+    for i in tl.static_range(1, len(x)):
+        total += tl.sum(x[i].to(tl.float32) * y[i].to(tl.float32), 1)
+    return total
+
+
+@triton.jit
 def dot_over(x, y, acc, PRECISION: tl.constexpr):
     """Return x yᵀ + acc, contracted over the head dim. x: rows [m, D], y: rows [n, D], acc: [m, n] or None."""
     for i in tl.static_range(len(x)):
@@ -177,17 +206,18 @@ def load_mask(mask_mat, offs_m, offs_n, nq, nk):
 
 
 @triton.jit
-def mask_logits(s, mask, offs_m, offs_n, nq, nk, CAUSAL: tl.constexpr, BOUND: tl.constexpr):
-    """Apply a mask of load_mask to base-2 logits; BOUND: set logits past the end and above the diagonal to -inf.
+def base_2_logits(qk, mask, base, offs_m, offs_n, nq, nk, scale, CAUSAL: tl.constexpr, BOUND: tl.constexpr):
+    """Return S' of (4) and (15) for a tile of Q Kᵀ; BOUND: -inf past the end and above the diagonal.
 
-    offs_m, offs_n: query and key indices, one as a column and one as a row: s may be [M, N] or [N, M].
+    mask: of load_mask. base: a tuple of one number per query, () without an additive mask. offs_m, offs_n: query and
+    key indices. One is a column and one a row, and base is like offs_m: the tile may be [M, N] or [N, M].
     """
-    if len(mask) > 0:
-        bias = mask[0]
-        if bias.dtype == tl.int1:
-            s = tl.where(bias, s, float("-inf"))
-        else:
-            s += bias.to(tl.float32) * LOG2_E
+    if len(base) > 0:  # finfo.min times log2 e would overflow to -inf and mask the key
+        s = (qk * scale + mask[0].to(tl.float32) - base[0]) * LOG2_E  # (15)
+    else:
+        s = qk * (scale * LOG2_E)
+        if len(mask) > 0:
+            s = tl.where(mask[0], s, float("-inf"))
     if BOUND:
         attends = offs_n < nk
         if CAUSAL:
@@ -230,13 +260,15 @@ def dot_sides_less(x, y, r, like, KEYS_FIRST: tl.constexpr, PRECISION: tl.conste
 
 @triton.jit
 def probabilities(
-    q, k, lse, mask_mat, offs_m, offs_n, nq, nk, scale,
+    q, k, lse, base, mask_mat, offs_m, offs_n, nq, nk, scale,
     CAUSAL: tl.constexpr, BOUND: tl.constexpr, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute P of a tile from the saved log-sum-exp, (8); zero if lse is +inf. lse: per query, natural logarithm."""
-    mask = load_mask(mask_mat, per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST), nq, nk)
-    s = dot_sides(q, k, None, KEYS_FIRST, PRECISION) * (scale * LOG2_E)  # [M, N] or [N, M]
-    s = mask_logits(s, mask, per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST), nq, nk, CAUSAL, BOUND)
+    rows, cols = per_query(offs_m, KEYS_FIRST), per_query(offs_n, not KEYS_FIRST)
+    mask = load_mask(mask_mat, rows, cols, nq, nk)
+    base = () if len(base) == 0 else (per_query(base[0], KEYS_FIRST),)
+    qk = dot_sides(q, k, None, KEYS_FIRST, PRECISION)  # [M, N] or [N, M]
+    s = base_2_logits(qk, mask, base, rows, cols, nq, nk, scale, CAUSAL, BOUND)
     return tl.exp2(s - per_query(lse * LOG2_E, KEYS_FIRST))
 
 

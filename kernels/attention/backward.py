@@ -11,7 +11,7 @@ from torch import Tensor
 from .._common.launch import on_device
 from . import _launch
 from ._autotune import tuned
-from ._tile import load_rows, matrix, tangent_matrices, tangent_matrix
+from ._tile import load_rows, matrix, row_dot, tangent_matrices, tangent_matrix
 from .backward_keys import _dual_dkdv_kernel
 from .backward_queries import _dual_dq_kernel
 from .config import Config, config_for
@@ -19,14 +19,6 @@ from .config import Config, config_for
 Outputs = Sequence[Tensor | None]
 
 _ROWS = 64
-
-
-@triton.jit
-def _row_dot(x, y):
-    total = tl.sum(x[0].to(tl.float32) * y[0].to(tl.float32), 1)
-    for i in tl.static_range(1, len(x)):
-        total += tl.sum(x[i].to(tl.float32) * y[i].to(tl.float32), 1)
-    return total
 
 
 @triton.jit(do_not_specialize=["heads", "nq", "n_tangents"])
@@ -56,7 +48,7 @@ def _row_terms_kernel(
     mask_m = offs_m < nq
     out = load_rows(matrix(out_ptr, strides_out, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)  # [M, Dv]
     g = load_rows(matrix(g_ptr, strides_g, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)  # [M, Dv]
-    c = tl.zeros([BLOCK_M], tl.float32) if len(g) == 0 else _row_dot(g, out)  # [M]
+    c = tl.zeros([BLOCK_M], tl.float32) if len(g) == 0 else row_dot(g, out)  # [M]
     if h_ptr is None:
         tl.store(c_ptr + offs_row, c, mask=mask_m)
     else:
@@ -65,8 +57,8 @@ def _row_terms_kernel(
         for t in range(n_tangents):
             h = load_rows(tangent_matrix(h_mats, t), offs_m, nq, VALUE_DIM, DTYPE)  # [M, Dv]
             if len(t_out_mats) > 0:
-                c += _row_dot(h, load_rows(tangent_matrix(t_out_mats, t), offs_m, nq, VALUE_DIM, tl.float32))
-            tl.store(a_ptr + t * stride_t + offs_row, _row_dot(h, out), mask=mask_m)  # (7)
+                c += row_dot(h, load_rows(tangent_matrix(t_out_mats, t), offs_m, nq, VALUE_DIM, tl.float32))
+            tl.store(a_ptr + t * stride_t + offs_row, row_dot(h, out), mask=mask_m)  # (7)
             tl.store(c_ptr + t * stride_t + offs_row, c, mask=mask_m)
             c = tl.zeros([BLOCK_M], tl.float32)
 
@@ -100,14 +92,16 @@ def dual_backward(
     # the gradients of the primals are summed over the tangents in float32
     d_primals = [torch.empty(x.shape, dtype=x.dtype if K == 1 else torch.float32, device=x.device) for x in (q, k, v)]
 
+    g, h, tq, tk, tv = (_launch.cast(x, q.dtype) for x in (g, h, tq, tk, tv))
     g, h, out, t_out, *rows = map(_launch.unit_rows, (g, h, out, t_out, q, k, v, tq, tk, tv))
     lse, mu = lse.contiguous(), None if mu is None else mu.contiguous()
     with on_device(q):
+        base = _launch.mask_base(mask)
         a, c = _row_terms(g, h, out, t_out)
         for t in range(K):
             problem = _Problem(
                 *rows[:3], *_of_tangent(t, *rows[3:]), g if t == 0 else None, *_of_tangent(t, h), mask,
-                lse, c[t], *_of_tangent(t, a, mu), scale, is_causal, add=t > 0,
+                lse, base, c[t], *_of_tangent(t, a, mu), scale, is_causal, add=t > 0,
             )  # fmt: skip
             d_tangent = _of_tangent(t, *d_tangents)
             _run_side(_dual_dkdv_kernel, "dkdv", problem, d_primals[1:], d_tangent[1:])
@@ -133,6 +127,7 @@ class _Problem:
     h: Tensor | None
     mask: Tensor | None
     lse: Tensor
+    base: Tensor | None
     c: Tensor
     a: Tensor | None
     mu: Tensor | None
@@ -174,7 +169,7 @@ def _run(kernel, direction: str, x: _Problem, outputs: Outputs) -> None:
         else:
             programs = batch * heads * triton.cdiv(nq, config.block_m)
         kernel[(programs,)](
-            *rows, x.mask, x.lse, x.c, x.a, x.mu, *outputs, float(x.scale),
+            *rows, x.mask, x.lse, x.base, x.c, x.a, x.mu, *outputs, float(x.scale),
             *(_launch.strides(y, align) for y in rows), _launch.strides(x.mask, 1), heads, nq, nk,
             GROUP=heads // heads_k, HEAD_DIM=D, VALUE_DIM=Dv, CAUSAL=x.is_causal, ADD=x.add,
             ALIGN=align, PRECISION=_launch.dot_precision(x.q), BLOCK_M=config.block_m, BLOCK_N=config.block_n,

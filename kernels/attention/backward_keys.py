@@ -9,6 +9,7 @@ import triton.language as tl
 from ._tile import (
     dot_along,
     dot_sides_less,
+    load_base,
     load_per_query,
     load_rows,
     matrix,
@@ -29,7 +30,7 @@ def _absorb_queries(
     # matrices of the query head
     q_mat, g_mat, tq_mat, h_mat, mask_mat,
     # row terms and where the head's begin
-    lse_ptr, c_ptr, a_ptr, mu_ptr, row,
+    lse_ptr, base_ptr, c_ptr, a_ptr, mu_ptr, row,
     # scale and positions
     scale, start_m, offs_n, nq, nk,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CAUSAL: tl.constexpr, BOUND: tl.constexpr,
@@ -41,7 +42,10 @@ def _absorb_queries(
     offs_m = start_m + tl.arange(0, BLOCK_M)
     q = load_rows(q_mat, offs_m, nq, HEAD_DIM, DTYPE)  # [M, D]
     lse = load_per_query(lse_ptr, row, offs_m, nq, float("inf"))  # [M]
-    p = probabilities(q, k, lse, mask_mat, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, True, PRECISION)  # (8), [N, M]
+    base = load_base(base_ptr, row, offs_m, nq)  # [M]
+    p = probabilities(
+        q, k, lse, base, mask_mat, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, True, PRECISION,
+    )  # fmt: skip  # (8), [N, M]
     g = load_rows(g_mat, offs_m, nq, VALUE_DIM, DTYPE)  # [M, Dv]
     ds = dot_sides_less(g, v, load_per_query(c_ptr, row, offs_m, nq, 0.0), p, True, PRECISION)  # G Vᵀ - c of (10)
     if len(h_mat) > 0:
@@ -73,7 +77,7 @@ def _dual_dkdv_kernel(
     g_ptr, h_ptr,
     mask_ptr,
     # row terms
-    lse_ptr, c_ptr, a_ptr, mu_ptr,
+    lse_ptr, base_ptr, c_ptr, a_ptr, mu_ptr,
     # outputs
     dk_ptr, dv_ptr, dtk_ptr, dtv_ptr,
     scale,
@@ -121,13 +125,13 @@ def _dual_dkdv_kernel(
         if CAUSAL:
             for start_m in tl.range(first, whole, BLOCK_M):
                 sums = _absorb_queries(
-                    sums, k, v, tk, tv, q_mat, g_mat, tq_mat, h_mat, mask_mat, lse_ptr, c_ptr, a_ptr, mu_ptr, row,
+                    sums, k, v, tk, tv, q_mat, g_mat, tq_mat, h_mat, mask_mat, lse_ptr, base_ptr, c_ptr, a_ptr, mu_ptr, row,
                     scale, start_m, offs_n, nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_M,
                 )  # fmt: skip
         # keys past the end need no mask: they only affect their own rows, which are not stored
         for start_m in tl.range(whole, nq, BLOCK_M):
             sums = _absorb_queries(
-                sums, k, v, tk, tv, q_mat, g_mat, tq_mat, h_mat, mask_mat, lse_ptr, c_ptr, a_ptr, mu_ptr, row,
+                sums, k, v, tk, tv, q_mat, g_mat, tq_mat, h_mat, mask_mat, lse_ptr, base_ptr, c_ptr, a_ptr, mu_ptr, row,
                 scale, start_m, offs_n, nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, False, PRECISION, BLOCK_M,
             )  # fmt: skip
 

@@ -9,6 +9,7 @@ import triton.language as tl
 from ._tile import (
     dot_along,
     dot_sides_less,
+    load_base,
     load_per_query,
     load_rows,
     matrix,
@@ -25,7 +26,7 @@ def _absorb_keys(
     # running sums: dQ, dtQ
     sums,
     # tiles and row terms of this block of queries
-    q, g, tq, h, lse, c, a, mu,
+    q, g, tq, h, lse, base, c, a, mu,
     # matrices of the head
     k_mat, v_mat, tk_mat, tv_mat, mask_mat,
     # scale and positions
@@ -39,7 +40,9 @@ def _absorb_keys(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     k = load_rows(k_mat, offs_n, nk, HEAD_DIM, DTYPE)  # [N, D]
     v = load_rows(v_mat, offs_n, nk, VALUE_DIM, DTYPE)  # [N, Dv]
-    p = probabilities(q, k, lse, mask_mat, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, False, PRECISION)  # (8)
+    p = probabilities(
+        q, k, lse, base, mask_mat, offs_m, offs_n, nq, nk, scale, CAUSAL, BOUND, False, PRECISION,
+    )  # fmt: skip  # (8), [M, N]
     ds = dot_sides_less(g, v, c, p, False, PRECISION)  # G Vᵀ - c of (10), [M, N]
     if len(h) > 0:
         tk = load_rows(tk_mat, offs_n, nk, HEAD_DIM, DTYPE)  # [N, D]
@@ -62,7 +65,7 @@ def _dual_dq_kernel(
     g_ptr, h_ptr,
     mask_ptr,
     # row terms
-    lse_ptr, c_ptr, a_ptr, mu_ptr,
+    lse_ptr, base_ptr, c_ptr, a_ptr, mu_ptr,
     # outputs
     dq_ptr, dtq_ptr,
     scale,
@@ -90,6 +93,7 @@ def _dual_dq_kernel(
     tq = load_rows(matrix(tq_ptr, strides_tq, b, h_q, ALIGN), offs_m, nq, HEAD_DIM, DTYPE)
     h = load_rows(matrix(h_ptr, strides_h, b, h_q, ALIGN), offs_m, nq, VALUE_DIM, DTYPE)
     lse = load_per_query(lse_ptr, row, offs_m, nq, float("inf"))  # [M]
+    base = load_base(base_ptr, row, offs_m, nq)
     c = load_per_query(c_ptr, row, offs_m, nq, 0.0)
     a = load_per_query(a_ptr, row, offs_m, nq, 0.0)
     mu = load_per_query(mu_ptr, row, offs_m, nq, 0.0)
@@ -111,12 +115,12 @@ def _dual_dq_kernel(
     whole = whole // BLOCK_N * BLOCK_N
     for start_n in tl.range(0, whole, BLOCK_N):
         sums = _absorb_keys(
-            sums, q, g, tq, h, lse, c, a, mu, k_mat, v_mat, tk_mat, tv_mat, mask_mat, scale, offs_m, start_n,
+            sums, q, g, tq, h, lse, base, c, a, mu, k_mat, v_mat, tk_mat, tv_mat, mask_mat, scale, offs_m, start_n,
             nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, False, PRECISION, BLOCK_N,
         )  # fmt: skip
     for start_n in tl.range(whole, end, BLOCK_N):
         sums = _absorb_keys(
-            sums, q, g, tq, h, lse, c, a, mu, k_mat, v_mat, tk_mat, tv_mat, mask_mat, scale, offs_m, start_n,
+            sums, q, g, tq, h, lse, base, c, a, mu, k_mat, v_mat, tk_mat, tv_mat, mask_mat, scale, offs_m, start_n,
             nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_N,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .._common.compile_case import CompileCase
+from .._common.compile_case import ARCHES, CompileCase
 from .backward import _ROWS, _row_terms_kernel
 from .backward_keys import _dual_dkdv_kernel
 from .backward_queries import _dual_dq_kernel
@@ -14,17 +14,21 @@ from .forward import _dual_forward_kernel
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _STRIDES = ("i32:16",) * 4
-_NVIDIA = ("sm_80", "sm_90", "sm_100")
+_ARCHES = (*ARCHES, "sm_86")
+_HEAD_DIMS = {64: 64, 80: 72, 96: 96, 128: 128, 256: 256}  # a head dim of each width; 72 is padded to 80
+_WIDEST = "fp32 mask and results"
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    for arch in _NVIDIA:
-        for dtype in ("bf16", "fp32"):
-            for D in (64, 72, 128):
-                yield from _every_direction(arch, dtype, D)
-    for arch, head_dims in (("sm_90", (96, 256)), ("sm_86", (64, 72, 128)), ("gfx942", (64, 72, 128))):
-        for D in head_dims:
-            yield from _every_direction(arch, "bf16", D)
+    for arch in _ARCHES:
+        for D in _HEAD_DIMS.values():
+            if arch in ("sm_90", "sm_100") or D in (64, 72, 128):
+                yield from _every_direction(arch, "bf16", D)
+            for dtype in ("bf16", "fp32"):
+                yield from _every_direction(arch, dtype, D, _WIDEST, mask="*fp32", results="fp32")
+    for arch in ("sm_80", "sm_90", "sm_100"):
+        for D in (64, 72, 128):
+            yield from _every_direction(arch, "fp32", D)
     yield from _every_direction("sm_90", "fp32", 96)
     for direction in ("forward", "dkdv-joint", "dq-joint"):
         yield _case("sm_90", "bf16", 64, direction, "causal", CAUSAL=True)
@@ -32,28 +36,35 @@ def compile_cases() -> Iterator[CompileCase]:
         yield _case("sm_90", "fp16", 64, direction)
     yield _case("sm_90", "bf16", 64, "forward", "bias", mask="*bf16")
     yield _case("sm_90", "bf16", 64, "dkdv-joint", "4 query heads a key head", GROUP=4)
-    yield _row_terms("sm_90", "bf16", 72)
+    for dtype in ("bf16", "fp32"):
+        yield _row_terms("sm_90", dtype, 72)
+        yield _row_terms("sm_90", dtype, 256)
 
 
-def _every_direction(arch: str, dtype: str, D: int) -> Iterator[CompileCase]:
+def _every_direction(arch: str, dtype: str, D: int, note: str = "", **changes: Any) -> Iterator[CompileCase]:
     rows = {direction: row(arch, _DTYPES[dtype], D, direction) for direction in DIRECTIONS}
     for direction, config in rows.items():
         if config is not None and (direction != "forward-many" or config != rows["forward"]):
-            yield _case(arch, dtype, D, direction)
+            yield _case(arch, dtype, D, direction, note, **changes)
 
 
 def _case(
-    arch: str, dtype: str, D: int, direction: str, note: str = "", *, mask: str | None = None, **changes: Any
+    arch: str, dtype: str, D: int, direction: str, note: str = "", *,
+    mask: str | None = None, results: str = "", **changes: Any,
 ) -> CompileCase:  # fmt: skip
+    """Return a case. results: the dtype of tO, of the tangents' gradients and of the primals' gradients, which are sums."""
     config = row(arch, _DTYPES[dtype], D, direction)
     kind, _, mode = direction.partition("-")
-    kernel, arguments = _forward(dtype, mode) if kind == "forward" else _backward(dtype, kind, mode)
+    results = results or dtype
+    kernel, arguments = _forward(dtype, mode, results) if kind == "forward" else _backward(dtype, kind, mode, results)
     arguments |= {"mask_ptr": mask, "strides_mask": _STRIDES if mask else None}
+    arguments |= _tensors("fp32", "base", mask not in (None, "*i1"))
     constants = {
         "HEAD_DIM": D, "VALUE_DIM": D, "CAUSAL": False, "ALIGN": 8,
         "PRECISION": _precision(arch, dtype), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
     }  # fmt: skip
-    constants |= {"TANGENTS": _tangents(mode, config)} if kind == "forward" else {"GROUP": 1, "ADD": False}
+    of_sums = {"GROUP": 1, "ADD": results != dtype}
+    constants |= {"TANGENTS": _tangents(mode, config)} if kind == "forward" else of_sums
     return CompileCase(
         name=" ".join(filter(None, (direction, f"D {D}", dtype, note))),
         kernel=kernel,
@@ -67,25 +78,27 @@ def _case(
     )
 
 
-def _forward(dtype: str, mode: str) -> tuple[Any, dict[str, Any]]:
+def _forward(dtype: str, mode: str, results: str) -> tuple[Any, dict[str, Any]]:
     tangents = mode != "plain"
-    arguments = _tensors(dtype, "q k v out") | _tensors(dtype, "tq tk tv t_out", tangents)
+    arguments = _tensors(dtype, "q k v out") | _tensors(dtype, "tq tk tv", tangents)
+    arguments |= _tensors(results, "t_out", tangents)
     arguments |= _tensors("fp32", "lse") | _tensors("fp32", "mu", tangents)
     arguments |= _strides("q k v") | _strides("tq tk tv", tangents, ("i32:16",) * 5)
     return _dual_forward_kernel, arguments | _scalars("heads group nq nk tangent_groups")
 
 
-def _backward(dtype: str, kind: str, mode: str) -> tuple[Any, dict[str, Any]]:
+def _backward(dtype: str, kind: str, mode: str, results: str) -> tuple[Any, dict[str, Any]]:
     tangents, joint = mode != "plain", mode == "joint"
     primal_grads, tangent_grads = ("dk dv", "dtk dtv") if kind == "dkdv" else ("dq", "dtq")
-    arguments = _tensors(dtype, f"q k v g {primal_grads}") | _tensors(dtype, "tq tk tv h", tangents)
-    arguments |= _tensors(dtype, tangent_grads, joint) | _tensors("fp32", "lse c") | _tensors("fp32", "a mu", tangents)
+    arguments = _tensors(dtype, "q k v g") | _tensors(dtype, "tq tk tv h", tangents)
+    arguments |= _tensors(results, primal_grads) | _tensors(results, tangent_grads, joint)
+    arguments |= _tensors("fp32", "lse c") | _tensors("fp32", "a mu", tangents)
     arguments |= _strides("q k v g") | _strides("tq tk tv h", tangents)
     return _dual_dkdv_kernel if kind == "dkdv" else _dual_dq_kernel, arguments | _scalars("heads nq nk")
 
 
 def _row_terms(arch: str, dtype: str, D: int) -> CompileCase:
-    arguments = _tensors(dtype, "g h out t_out") | _tensors("fp32", "a c")
+    arguments = _tensors(dtype, "g h out") | _tensors("fp32", "t_out a c")
     arguments |= _strides("g out") | _strides("h t_out", stride=("i32:16",) * 5)
     arguments |= dict.fromkeys(("heads", "nq", "n_tangents"), "i32")
     constants = {"VALUE_DIM": D, "ALIGN": 8, "BLOCK_M": _ROWS}

@@ -15,14 +15,16 @@ from . import _launch
 from ._autotune import tuned
 from ._tile import (
     LN_2,
-    LOG2_E,
     add_scaled_rows,
+    base_2_logits,
     dot_along,
     dot_over,
+    load_base,
     load_mask,
     load_rows,
-    mask_logits,
     matrix,
+    mean_row,
+    row_dot,
     scale_rows,
     store_rows,
     tangent_matrices,
@@ -36,8 +38,8 @@ from .config import Config, config_for
 def _absorb_keys(
     # running sums: row maximum, row sum, O, and per tangent mu and (P∘tS) V + P tV
     state,
-    # tiles of this block of queries
-    q, tqs,
+    # tiles and row terms of this block of queries
+    q, tqs, base, centers,
     # matrices of the head
     k_mat, v_mat, tk_mats, tv_mats, mask_mat,
     # scale and positions
@@ -51,8 +53,8 @@ def _absorb_keys(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     mask = load_mask(mask_mat, offs_m[:, None], offs_n[None, :], nq, nk)
     k = load_rows(k_mat, offs_n, nk, HEAD_DIM, DTYPE)  # [N, D]
-    s = dot_over(q, k, None, PRECISION) * (scale * LOG2_E)  # S', [M, N]
-    s = mask_logits(s, mask, offs_m[:, None], offs_n[None, :], nq, nk, CAUSAL, BOUND)
+    qk = dot_over(q, k, None, PRECISION)  # [M, N]
+    s = base_2_logits(qk, mask, base, offs_m[:, None], offs_n[None, :], nq, nk, scale, CAUSAL, BOUND)  # S'
     m_new = tl.maximum(m, tl.max(s, 1))  # [M]
     shift = m_new
     if len(mask) > 0:  # a row fully masked so far: -inf - -inf would be NaN
@@ -74,7 +76,7 @@ def _absorb_keys(
             if len(tk_mats) > 0:
                 tk = load_rows(tangent_matrix(tk_mats, t), offs_n, nk, HEAD_DIM, DTYPE)
                 ts = dot_over(q, tk, ts, PRECISION)
-            pts = p * (ts * scale)  # P∘tS
+            pts = p * (ts * scale - centers[t][:, None])  # P∘(tS - r) of (16)
             mu = mu * alpha + tl.sum(pts, 1)
             t_acc = dot_along(pts, v, t_acc, PRECISION)  # (5), [M, Dv]
         if len(tv_mats) > 0:
@@ -90,7 +92,7 @@ def _dual_forward_kernel(
     # primals, tangents, mask
     q_ptr, k_ptr, v_ptr,
     tq_ptr, tk_ptr, tv_ptr,
-    mask_ptr,
+    mask_ptr, base_ptr,
     # outputs: O and tO, row terms lse and mu
     out_ptr, t_out_ptr, lse_ptr, mu_ptr,
     scale,
@@ -125,12 +127,22 @@ def _dual_forward_kernel(
     tk_mats = tangent_matrices(tk_ptr, strides_tk, t, b, h_k, ALIGN)
     tv_mats = tangent_matrices(tv_ptr, strides_tv, t, b, h_k, ALIGN)
     mask_mat = matrix(mask_ptr, strides_mask, b, h, 1)
+    base = load_base(base_ptr, pid_bh * nq, offs_m, nq)
+    base = () if len(base) == 0 else (base[0][:, None],)
     tqs = ()
+    centers = ()
     mus = ()
     t_accs = ()
     for i in tl.static_range(TANGENTS):
         if len(tq_mats) > 0:
             tqs += (load_rows(tangent_matrix(tq_mats, i), offs_m, nq, HEAD_DIM, DTYPE),)  # [M, D]
+        if len(tq_mats) > 0 or len(tk_mats) > 0:
+            r = tl.zeros([BLOCK_M], tl.float32)
+            if len(tq_mats) > 0:
+                r += row_dot(tqs[i], mean_row(k_mat, nk, HEAD_DIM, DTYPE, BLOCK_N))  # (17)
+            if len(tk_mats) > 0:
+                r += row_dot(q, mean_row(tangent_matrix(tk_mats, i), nk, HEAD_DIM, DTYPE, BLOCK_N))
+            centers += (r * scale,)
         mus += (tl.zeros([BLOCK_M], tl.float32),)
         t_accs += (zero_rows(BLOCK_M, VALUE_DIM),)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)  # [M]
@@ -144,12 +156,12 @@ def _dual_forward_kernel(
     whole = whole // BLOCK_N * BLOCK_N
     for start_n in tl.range(0, whole, BLOCK_N):
         state = _absorb_keys(
-            state, q, tqs, k_mat, v_mat, tk_mats, tv_mats, mask_mat, scale, offs_m, start_n, nq, nk,
+            state, q, tqs, base, centers, k_mat, v_mat, tk_mats, tv_mats, mask_mat, scale, offs_m, start_n, nq, nk,
             HEAD_DIM, VALUE_DIM, CAUSAL, False, PRECISION, BLOCK_N,
         )  # fmt: skip
     for start_n in tl.range(whole, end, BLOCK_N):
         state = _absorb_keys(
-            state, q, tqs, k_mat, v_mat, tk_mats, tv_mats, mask_mat, scale, offs_m, start_n, nq, nk,
+            state, q, tqs, base, centers, k_mat, v_mat, tk_mats, tv_mats, mask_mat, scale, offs_m, start_n, nq, nk,
             HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_N,
         )  # fmt: skip
 
@@ -164,7 +176,9 @@ def _dual_forward_kernel(
         tl.store(lse_ptr + pid_bh * nq + offs_m, lse, mask=offs_m < nq)
     for i in tl.static_range(TANGENTS):
         mu = mus[i] * inverse
-        t_out = add_scaled_rows(scale_rows(t_accs[i], inverse[:, None]), out, -mu[:, None])  # (6)
+        t_out = add_scaled_rows(scale_rows(t_accs[i], inverse[:, None]), out, -mu[:, None])  # (6), (16)
+        if len(centers) > 0:
+            mu += tl.where(empty, 0.0, centers[i])
         row = ((t + i) * n_bh + pid_bh) * nq
         store_rows(t_out_ptr + row * VALUE_DIM, t_out, offs_m, nq, VALUE_DIM, False)
         tl.store(mu_ptr + row + offs_m, mu, mask=offs_m < nq)
@@ -195,7 +209,9 @@ def dual_forward(
         t_out = torch.empty((K, B, Hq, Nq, Dv), dtype=t_dtype, device=q.device)
         mu = torch.empty((K, B, Hq, Nq), dtype=torch.float32, device=q.device)
 
+    tq, tk, tv = (_launch.cast(x, q.dtype) for x in (tq, tk, tv))
     q, k, v, tq, tk, tv = map(_launch.unit_rows, (q, k, v, tq, tk, tv))
+    base = _launch.mask_base(mask)
     align = _launch.alignment(q, k, v, tq, tk, tv)
 
     def launch(config: Config) -> None:
@@ -204,7 +220,7 @@ def dual_forward(
             of_group = [None if x is None else x[first:] for x in (tq, tk, tv, t_out, mu)]
             primal = (out, lse) if first == 0 else (None, None)
             _dual_forward_kernel[(B * Hq * groups * blocks,)](
-                q, k, v, *of_group[:3], mask, primal[0], of_group[3], primal[1], of_group[4], float(scale),
+                q, k, v, *of_group[:3], mask, base, primal[0], of_group[3], primal[1], of_group[4], float(scale),
                 *(_launch.strides(x, align) for x in (q, k, v, tq, tk, tv)), _launch.strides(mask, 1),
                 Hq, Hq // Hk, Nq, Nk, groups,
                 HEAD_DIM=D, VALUE_DIM=Dv, TANGENTS=size, CAUSAL=is_causal,

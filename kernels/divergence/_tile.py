@@ -9,22 +9,24 @@ import triton.language as tl
 
 from .._common.launch import Grid, grid
 from .._common.philox import gaussian_groups, lanes, philox_words
+from ..noise.domains import Domain
 
 LANES = {"rademacher": 128, "gaussian": 4}  # elements of a counter: 128 bits, or four words
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _BITS = tl.constexpr(LANES["rademacher"])
+_SIGNS, _NORMALS = tl.constexpr(Domain.SIGNS.bits), tl.constexpr(Domain.NORMAL_PROBES.bits)
 
 
 @triton.jit
 def probe_groups(group, seed, offset, DTYPE: tl.constexpr, L: tl.constexpr):
     """Return the probes of these groups, rounded to DTYPE, as fp32. group: int64 [R, G]; returns [R, G, L]."""
     if L == _BITS:
-        w0, w1, w2, w3 = philox_words(group, seed, offset)  # [R, G] each
+        w0, w1, w2, w3 = philox_words(group | _SIGNS, seed, offset)  # [R, G] each
         words = lanes(w0, w1, w2, w3)  # [R, G, 4]
         bits = (words[:, :, :, None] >> tl.arange(0, 32).to(tl.uint32)[None, None, None, :]) & 1  # [R, G, 4, 32]
         probe = tl.reshape(1.0 - 2.0 * bits.to(tl.float32), group.shape + (L,))
     else:
-        probe = gaussian_groups(group, seed, offset).to(DTYPE).to(tl.float32)
+        probe = gaussian_groups(group | _NORMALS, seed, offset).to(DTYPE).to(tl.float32)
     return probe
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._dtypes import at_least_float32
+from ..noise.domains import Domain
 from ..noise.reference import gaussian, words
 
 Distribution = Literal["rademacher", "gaussian"]
@@ -21,14 +22,14 @@ def probes(shape: Sequence[int], seed: int, offset: int, first: int, distributio
     """
     numel, start = math.prod(shape), first * math.prod(shape[1:])
     if distribution == "gaussian":
-        return gaussian(numel, seed, offset, start).view(*shape)
+        return gaussian(numel, seed, offset, start, Domain.NORMAL_PROBES).view(*shape)
     return rademacher(numel, seed, offset, start).view(*shape)
 
 
 def rademacher(numel: int, seed: int, offset: int, start: int = 0) -> Tensor:
     """Draw signs, elements ``start ...``, fp32 ``[numel]``: bit ``e % 32`` of word ``e // 32``, a set bit is -1."""
     first = start // 32
-    packed = words(first, -(-(start + numel) // 32), seed, offset).astype("<u4").view(np.uint8)
+    packed = words(first, -(-(start + numel) // 32), seed, offset, Domain.SIGNS).astype("<u4").view(np.uint8)
     bits = torch.from_numpy(np.unpackbits(packed, bitorder="little"))[start - 32 * first :][:numel]
     return bits.float().mul_(-2.0).add_(1.0)
 

@@ -11,6 +11,7 @@ from .._common.philox import gaussian_groups
 LANES = 4  # elements of a group: the four words of a counter
 ABSENT, GIVEN, DRAWN = 0, 1, 2
 _DRAWN = tl.constexpr(DRAWN)
+STREAM_SCALARS = ["x0_seed", "x0_offset", "z_seed", "z_offset", "x0_group", "z_group", "skipped"]  # change every step
 
 
 @triton.jit
@@ -39,19 +40,19 @@ def load_per_row(c_ptr, row, num_rows):
 
 @triton.jit
 def affine(
-    terms, coefficients, strides, sizes, seeds, offsets, row, group, col, mask, num_rows,
+    terms, coefficients, strides, sizes, streams, row, group, col, mask, num_rows,
     KINDS: tl.constexpr, VARIES: tl.constexpr, AXES: tl.constexpr,
 ):  # fmt: skip
     """Return c1 x1 + c0 x0 + cz z over a tile, fp32 [R, G, 4], equation (1).
 
     Each term is absent, given (loaded) or drawn (made in registers). VARIES: the coefficient is a pointer to one value
-    per sample, else a scalar.
+    per sample, else a scalar. streams: ``(seed, offset, first group)`` of each drawn term.
     """
     total = tl.zeros(mask.shape, tl.float32)
     for i in tl.static_range(3):
         if KINDS[i] != 0:
             if KINDS[i] == _DRAWN:
-                x = gaussian_groups(group, seeds[i], offsets[i])  # [R, G, 4]
+                x = gaussian_groups(streams[i][2] + group, streams[i][0], streams[i][1])  # [R, G, 4]
             else:
                 x = load_tile(terms[i], row, col, mask, strides[i], sizes, AXES)
             if VARIES[i]:

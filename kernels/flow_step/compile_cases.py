@@ -5,11 +5,11 @@ from itertools import product
 
 from .._common.compile_case import ARCHES, CompileCase
 from ._launch import grid_of
-from ._tile import DRAWN, GIVEN
+from ._tile import DRAWN, GIVEN, STREAM_SCALARS
 from .interpolate import _interpolate_kernel
 from .loss import _loss_backward_kernel, _loss_kernel
 
-_SCALARS = dict.fromkeys(("x0_seed", "x0_offset", "z_seed", "z_offset"), "i64")
+_SCALARS = {name: "i32" if name == "skipped" else "i64" for name in STREAM_SCALARS}
 _KERNELS = (
     ("interpolate", _interpolate_kernel, ("out_ptr",), ()),
     ("loss", _loss_kernel, ("pred_ptr",), ("partial_ptr",)),

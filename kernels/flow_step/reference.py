@@ -30,8 +30,11 @@ def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient], in_
 def squared_error(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
     """Return ``sum_j (pred - target)_bj^2`` ``[B]``, or the sum or the mean of all squares, at least in fp32."""
     dtype = at_least_float32(pred, target)
-    error = F.mse_loss(pred.to(dtype), target.to(dtype), reduction=reduction)
-    return row_sum(error) if reduction == "none" else error
+    # reduced here, because PyTorch has no tangent of the gradient of mse_loss(reduction="mean") if an input has none
+    error = F.mse_loss(pred.to(dtype), target.to(dtype), reduction="none")
+    if reduction == "none":
+        return row_sum(error)
+    return error.mean() if reduction == "mean" else error.sum()
 
 
 def row_sum(x: Tensor) -> Tensor:

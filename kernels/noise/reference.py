@@ -1,7 +1,7 @@
 """Counter-based random numbers on the CPU: the definition that every kernel must reproduce.
 
-A draw is a pure function of ``(seed, offset, element index)``, equations (1) to (3) of README.md. The integer part is
-NumPy, which multiplies and shifts unsigned numbers; words stay in uint64 so that no call has to convert.
+A draw is a pure function of its domain and ``(seed, offset, element index)``, equations (1) to (3) of README.md. The
+integer part is NumPy, which multiplies and shifts unsigned numbers; words stay in uint64 so that no call converts.
 """
 
 import functools
@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+
+from .domains import Domain
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -39,32 +41,32 @@ def philox_4x32(counter: np.ndarray, seed: int) -> np.ndarray:
     return words
 
 
-def words(start: int, stop: int, seed: int, offset: int) -> np.ndarray:
+def words(start: int, stop: int, seed: int, offset: int, domain: Domain) -> np.ndarray:
     """Return the uint32 words of elements ``start .. stop - 1``.
 
-    Element i is word ``i % 4`` of counter ``(i // 4, offset)``, each half of the counter low word first.
+    Element i is word ``i % 4`` of counter ``(domain 2^56 + i // 4, offset)``, each half of the counter low word first.
     """
     first = start // 4
-    drawn = philox_4x32(_counters(first, -(-stop // 4), offset, 1), seed)
+    drawn = philox_4x32(_counters(first, -(-stop // 4), offset, 1, domain), seed)
     return drawn.T.astype(np.uint32).reshape(-1)[start - 4 * first : stop - 4 * first]
 
 
-def gaussian(numel: int, seed: int, offset: int, start: int = 0) -> Tensor:
+def gaussian(numel: int, seed: int, offset: int, start: int = 0, domain: Domain = Domain.NOISE) -> Tensor:
     """Draw standard normals, elements ``start ...``, by Box-Muller in fp64 and rounded once: fp32 ``[numel]``."""
-    return _streams(_box_muller, start, start + numel, seed, offset, 1)[0]
+    return gaussians(numel, seed, offset, 1, start, domain)[0]
 
 
-def gaussians(numel: int, seed: int, offset: int, count: int) -> Tensor:
+def gaussians(numel: int, seed: int, offset: int, count: int, start: int, domain: Domain) -> Tensor:
     """Draw :func:`gaussian` for the offsets ``offset .. offset + count - 1``: fp32 ``[count, numel]``."""
-    return _streams(_box_muller, 0, numel, seed, offset, count)
+    return _streams(_box_muller, start, start + numel, seed, offset, count, domain)
 
 
-def uniforms(numel: int, seed: int, offset: int, count: int) -> Tensor:
+def uniforms(numel: int, seed: int, offset: int, count: int, start: int, domain: Domain) -> Tensor:
     """Draw uniforms on the open interval (0, 1), ``(top 23 bits + 1/2) / 2^23``, for ``count`` offsets from ``offset``.
 
-    Returns fp32 ``[count, numel]``.
+    Returns elements ``start ...`` of each, fp32 ``[count, numel]``.
     """
-    return _streams(_unit_interval, 0, numel, seed, offset, count)
+    return _streams(_unit_interval, start, start + numel, seed, offset, count, domain)
 
 
 def _box_muller(words: np.ndarray) -> Tensor:
@@ -85,7 +87,13 @@ def _unit_interval(words: np.ndarray) -> Tensor:
 
 
 def _streams(
-    transform: Callable[[np.ndarray], Tensor], start: int, stop: int, seed: int, offset: int, count: int
+    transform: Callable[[np.ndarray], Tensor],
+    start: int,
+    stop: int,
+    seed: int,
+    offset: int,
+    count: int,
+    domain: Domain,
 ) -> Tensor:
     """Transform the words of elements ``start .. stop - 1`` of ``count`` offsets: fp32 ``[count, stop - start]``."""
     first, last = start // 4, -(-stop // 4)
@@ -93,14 +101,14 @@ def _streams(
     step = max(1, _CHUNK // count)
     for low in range(first, last, step):
         high = min(low + step, last)
-        drawn = transform(philox_4x32(_counters(low, high, offset, count), seed))
+        drawn = transform(philox_4x32(_counters(low, high, offset, count, domain), seed))
         out[:, low - first : high - first] = drawn.view(count, -1, 4)
     return out.view(count, -1)[:, start - 4 * first : stop - 4 * first]
 
 
-def _counters(first: int, last: int, offset: int, count: int) -> np.ndarray:
+def _counters(first: int, last: int, offset: int, count: int, domain: Domain) -> np.ndarray:
     """Return the counters of groups ``first .. last - 1`` for each of ``count`` offsets: ``[4, count n]``, (1)."""
-    group = np.arange(first, last, dtype=np.uint64)
+    group = np.arange(first, last, dtype=np.uint64) | np.uint64(domain.bits)
     stream = np.arange(count, dtype=np.uint64)[:, None] + np.uint64(offset)
     counter = np.empty((4, count, last - first), dtype=np.uint64)
     counter[0], counter[1] = group & _WORD, group >> _HALF

@@ -88,7 +88,7 @@ def _flow_step(setting: Setting, dtype: torch.dtype, far: bool) -> list[Tensor]:
     results = []
     for axis in (0, 1):
         x = _spread(x1, axis, _buffer(x1)) if far else x1
-        terms = Terms(x, None, None, *cs, (1, 2), ())
+        terms = Terms(x, None, None, *cs, (1, 2, 3), ())
         results += [interpolate.interpolate(terms, torch.float32), loss.squared_error(pred, terms)]
         results += [loss.squared_error_backward(grad, pred, terms)]
     return results

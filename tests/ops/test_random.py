@@ -5,6 +5,7 @@ import torch
 
 import fastflow as ff
 from fastflow.kernels.noise import reference
+from fastflow.kernels.noise.domains import Domain
 from fastflow.ops.random import permutation, uniform
 
 
@@ -21,7 +22,7 @@ def test_materialize_fills_any_shape_in_contiguous_order():
 def test_every_offset_has_its_own_draw(numel):
     for offset in (0, 1, 6, 63, 64, 129):
         assert torch.equal(ff.GaussianNoise(3, offset).materialize((numel,)), reference.gaussian(numel, 3, offset))
-        assert torch.equal(uniform((numel,), 3, offset), reference.uniforms(numel, 3, offset, 1)[0])
+        assert torch.equal(uniform((numel,), 3, offset), reference.uniforms(numel, 3, offset, 1, 0, Domain.UNIFORM)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -107,7 +108,7 @@ def test_drawing_compiles_and_does_not_recompile_for_every_offset(draw):
 
 
 def test_the_op_is_well_formed(device):
-    args = ([3, 5], 1, 2, torch.float32, device)
+    args = ([3, 5], 1, 2, 15, 0, torch.float32, device)
     torch.library.opcheck(torch.ops.fastflow.gaussian.default, args)
     torch.library.opcheck(torch.ops.fastflow.uniform.default, args)
 

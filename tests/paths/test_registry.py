@@ -39,7 +39,7 @@ def test_names_are_the_choices_of_a_command_line():
 def test_bad_names_and_missing_widths_are_named():
     with pytest.raises(ValueError, match=r"path name must be one of 'condot', .*, got 'ot'"):
         paths.build("ot")
-    with pytest.raises(ValueError, match="path 'tube' needs a sigma"):
+    with pytest.raises(ValueError, match="sigma must be given for path 'tube', got None"):
         paths.build("tube")
     with pytest.raises(ValueError, match="sigma must satisfy sigma >= 0, got -1"):
         paths.build("bridge", sigma=-1.0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastflow.kernels.noise.domains import Domain
 from fastflow.ops.random import GaussianNoise, uniform
 from fastflow.train import Config, classifier, load_run, train
 from fastflow.train.config import PathName
@@ -19,8 +20,8 @@ from fastflow.train.extras import extra
 from fastflow.train.log import NonFiniteError, RunLog, read_rows
 from fastflow.train.loop import batch_loss, learning_rate
 from fastflow.train.plots import plot_losses, plot_samples
+from fastflow.train.purposes import Purpose
 from fastflow.train.runs import build_model, build_path, generate
-from fastflow.train.streams import Stream
 
 for library in ("safetensors", "tqdm", "matplotlib", "scipy"):
     pytest.importorskip(library)
@@ -59,12 +60,12 @@ def test_every_field_is_documented_for_the_command_line() -> None:
         assert source.split(f"    {field.name}: ")[1].split("\n")[1].strip().startswith('"""'), field.name
 
 
-def test_streams_never_meet() -> None:
+def test_purposes_never_meet() -> None:
     """Two purposes at any two steps have different offsets, and so have different numbers."""
-    offsets = {stream.at(step) for stream in Stream for step in (0, 1, 10**6, (1 << 48) - 1)}
-    assert len(offsets) == 4 * len(Stream)
+    offsets = {purpose.at(step) for purpose in Purpose for step in (0, 1, 10**6, (1 << 48) - 1)}
+    assert len(offsets) == 4 * len(Purpose)
     assert max(offsets) < 1 << 63
-    draws = [uniform((8,), 0, stream.at(0)) for stream in Stream]
+    draws = [uniform((8,), 0, purpose.at(0)) for purpose in Purpose]
     assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
 
 
@@ -95,13 +96,13 @@ def test_warm_up() -> None:
 
 @pytest.mark.parametrize("path", PathName.__args__)
 def test_batch_loss_is_the_flow_matching_loss(path: str) -> None:
-    """A network that returns zero: the loss is the mean square of the target, written out here from the streams."""
+    """A network that returns zero: the loss is the mean square of the target, written out here from the draws."""
     config = Config(**FAST, path=path, sigma=0.2, seed=4)
     data, probability_path = load_data(config.data), build_path(config)
     x1, _ = data.batch(6, config.batch_size, 4)
-    x0, z = (GaussianNoise(4, s.at(6)).materialize(x1.shape) for s in (Stream.NOISE, Stream.BRIDGE))
+    x0, z = (GaussianNoise(4, s.at(6)).materialize(x1.shape) for s in (Purpose.NOISE, Purpose.BRIDGE))
     low, high = probability_path.domain
-    t = low + (high - low) * uniform((config.batch_size,), 4, Stream.TIMES.at(6))
+    t = low + (high - low) * uniform((config.batch_size,), 4, Purpose.TIMES.at(6), domain=Domain.UNIFORM_TIMES)
     c = [v[:, None] for v in probability_path.coefficients(t)]
     seen = {}
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..._torch import requires_grad_at_any_level, transforms
+from ..._checks import is_differentiated
+from ..._dtypes import after_autocast, autocast_dtype
+from ..._torch import forward_mode_active, inside_transform, own_attention, transforms
 from ...kernels.attention import reference
 from .op import OP, Constants, Options, Primals
 from .problem import Problem, canonical, canonical_tangents
@@ -34,17 +35,19 @@ def attention(
     """Softmax attention, ``O = softmax(s Q Kᵀ + bias) V``, with the signature and meaning of PyTorch's.
 
     Differentiable to second order in every mode: reverse, forward, each over the other, reverse over reverse, under
-    ``vmap`` and ``torch.compile``. Memory is linear in the lengths. A fully masked row gives zero.
+    ``vmap`` and ``torch.compile``. Memory is linear in the lengths. A fully masked row gives zero, and so do zero keys.
+    Nested tensors and DTensors go to PyTorch's own attention, which has first-order gradients only.
 
     Args:
         query: ``[..., Hq, Nq, D]``, float16, bfloat16, float32 or float64, any strides; likewise key and value.
         key: ``[..., Hk, Nk, D]``; leading dimensions broadcast.
         value: ``[..., Hk, Nk, Dv]``.
         attn_mask: broadcastable to ``[..., Hq, Nq, Nk]``; bool (true attends) or floating point (added after scaling,
-            -inf allowed). A floating point mask that requires grad takes quadratic memory.
+            -inf allowed), or a ``torch.nn.attention.bias.CausalBias``. A floating point mask that requires grad takes
+            quadratic memory.
         dropout_p: must be 0.
-        is_causal: query i attends to keys j <= i; not together with attn_mask.
-        scale: s, by default ``1 / sqrt(D)``.
+        is_causal: query i attends to keys j <= i; together with attn_mask, both must allow it.
+        scale: s, by default ``1 / sqrt(D)``; any real number, or a 0-d tensor without a derivative.
         enable_gqa: Hk may be any divisor of Hq, each key head shared by Hq / Hk consecutive query heads.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``.
 
@@ -58,6 +61,8 @@ def attention(
 
     Source: Vaswani et al., 1706.03762, eq. 1; the derivatives are derived in ``kernels/attention/README.md``.
     """
+    if (type(query) is not Tensor or query.is_nested) and backend == "auto" and _is_torchs_own(query):
+        return own_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     problem = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     primals = Primals(problem.query, problem.key, problem.value)
     reason = _why_written_out(problem)
@@ -67,8 +72,7 @@ def attention(
         if not torch.compiler.is_compiling():
             _log_once(reason)
         select(problem, backend)  # raises if the backend cannot run
-        q, k, v = _autocast(primals)
-        out = reference.attention(q, k, v, problem.mask, problem.scale, problem.is_causal)
+        out = _zeros(problem) if _is_empty(problem) else _written_out(problem)
     return out if out.ndim == len(problem.out_shape) else out.reshape(problem.out_shape)
 
 
@@ -111,12 +115,17 @@ def attention_jvp(
         raise NotImplementedError(
             "attention_jvp inside grad or jvp cannot be compiled; use attention inside torch.func.jvp"
         )
-    problem = problem.with_primals(*_autocast(Primals(problem.query, problem.key, problem.value)))
+    problem = problem.with_primals(*_autocast((problem.query, problem.key, problem.value)))
     primals = Primals(problem.query, problem.key, problem.value)
     options = Options(problem.scale, problem.is_causal, select(problem, backend).name)
-    out, t_out = OP.dual(primals, tangents, Constants(problem.mask), options)
     shape = problem.out_shape
-    return out.reshape(shape), t_out.reshape(shape if num is None else (num, *shape))
+    t_shape = shape if num is None else (num, *shape)
+    if _is_empty(problem):
+        out, given = _zeros(problem), [t for t in tangents if t is not None]
+        zero = out[..., :0].sum().to(given[0].dtype)
+        return out, sum((t[..., :0].sum() for t in given), zero).expand(t_shape).clone()
+    out, t_out = OP.dual(primals, tangents, Constants(problem.mask), options)
+    return out.reshape(shape), t_out.reshape(t_shape)
 
 
 def _prepared(
@@ -139,33 +148,52 @@ def _prepared(
 
 def _why_written_out(problem: Problem) -> str | None:
     """Return why this call is written out in PyTorch and left to autograd, or None."""
-    if 0 in problem.out_shape:
-        return "the output is empty"
+    if _is_empty(problem):
+        return "there is nothing to attend"
     if (reason := OP.why_not_compiled()) is not None:
         return reason
     mask = problem.mask
-    if mask is not None and mask.dtype != torch.bool and _is_differentiated(mask):
+    if mask is not None and mask.dtype != torch.bool and is_differentiated(mask):
         return "attn_mask is differentiated, and its gradient is as large as the scores"
     return None
 
 
-def _is_differentiated(x: Tensor) -> bool:
-    """Return True if x requires grad at any level of torch.func, or has a tangent at the innermost."""
-    # a batched tensor cannot be unpacked; a tangent below it reaches the derivative rules, which raise
-    if transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
-        return True
-    if torch.compiler.is_compiling():
-        return x.requires_grad
-    return requires_grad_at_any_level(x) and torch.is_grad_enabled()
+def _is_torchs_own(query: Any) -> bool:
+    """Return True for the tensors that only PyTorch's own attention takes, nested ones and DTensors, without tangents.
+
+    PyTorch differentiates those once, in reverse mode, and raises where it is asked for more.
+    """
+    if not isinstance(query, Tensor) or not (query.is_nested or type(query).__name__ == "DTensor"):
+        return False
+    return not (inside_transform() or forward_mode_active())
+
+
+def _is_empty(problem: Problem) -> bool:
+    return 0 in problem.out_shape or problem.key.shape[2] == 0
+
+
+def _zeros(problem: Problem) -> Tensor:
+    """Return the output where it is empty or has no keys, connected to the graph of every operand."""
+    q, k, v = _autocast((problem.query, problem.key, problem.value))
+    zero = q[..., :0].sum() + k[..., :0].sum() + v[..., :0].sum()
+    return zero.expand(problem.out_shape).clone()
+
+
+def _written_out(problem: Problem) -> Tensor:
+    q, k, v = _autocast((problem.query, problem.key, problem.value))
+    mask, is_causal = problem.mask, problem.is_causal
+    if mask is not None and is_causal:
+        triangle = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = mask & triangle if mask.dtype == torch.bool else torch.where(triangle, mask, -torch.inf)
+        is_causal = False
+    return reference.attention(q, k, v, mask, problem.scale, is_causal)
 
 
 def _autocast(primals: Tensors) -> Tensors:
     """Cast the arguments as autocast does those of PyTorch's own attention."""
-    device = primals[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if autocast_dtype(primals[0].device.type) is None:
         return primals
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in primals)
+    return tuple(x.to(after_autocast(x)) for x in primals)
 
 
 @functools.cache

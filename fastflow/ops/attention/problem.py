@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._checks import check_floating
+from ..._checks import check_dense, check_floating, check_number, why_not_dense
+from ..._dtypes import after_autocast
 
 
 class Problem(NamedTuple):
@@ -34,31 +35,42 @@ def canonical(
     if not alike:
         _check_operands(query, key, value)
         _check_heads(query, key, value, enable_gqa)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else _number("scale", scale)
-    if _number("dropout_p", dropout_p) != 0:
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else check_number("scale", scale)
+    if check_number("dropout_p", dropout_p) != 0:
         raise NotImplementedError(
             f"dropout_p must be 0, got {dropout_p}: the fused derivatives have no dropout. Set the model's attention "
             "dropout to 0 (flow models need none), or call F.scaled_dot_product_attention where no JVP is taken"
         )
-    if not isinstance(is_causal, bool):
-        raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
+    for name, flag in (("is_causal", is_causal), ("enable_gqa", enable_gqa)):
+        if not isinstance(flag, (bool, torch.SymBool)):
+            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+    is_causal = bool(is_causal)
     if alike and attn_mask is None:
         shape = tuple(query.shape)
         return Problem(query, key, value, None, scale, is_causal, shape[:1], shape)
     lead = _common_lead(query, key, value)
     rows = (*lead, *query.shape[-3:-1])
     if attn_mask is not None:
-        if is_causal:
-            raise ValueError("attn_mask must be None if is_causal is true, got both")
-        attn_mask = _canonical_mask(attn_mask, query, lead, (*rows, key.shape[-2]))
+        if _is_causal_bias(attn_mask):
+            attn_mask, is_triangle = _without_subclass(attn_mask, query, key)
+            is_causal = is_causal or is_triangle
+        if attn_mask is not None:
+            attn_mask = _canonical_mask(attn_mask, query, lead, (*rows, key.shape[-2]))
     out_shape = (*rows, value.shape[-1])
     query, key, value = (four_dimensional(x, lead) for x in (query, key, value))
     return Problem(query, key, value, attn_mask, scale, is_causal, lead, out_shape)
 
 
 def _are_alike(query: Any, key: Any, value: Any) -> bool:
-    """Return True for four-dimensional self-attention, which trainers call and which is quick to check."""
+    """Return True for four-dimensional self-attention, which trainers call and which is quick to check.
+
+    False under tracing, where the comparison of two lengths would be a guard on them.
+    """
+    if torch.compiler.is_compiling():
+        return False
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        return False
+    if why_not_dense(query) or why_not_dense(key) or why_not_dense(value):
         return False
     shape, dtype, device = query.shape, query.dtype, query.device
     return (
@@ -125,7 +137,7 @@ def _check_operands(query: Any, key: Any, value: Any) -> None:
             raise ValueError(f"{name} must be [..., H, N, D], got shape {tuple(x.shape)}")
         if x.ndim != query.ndim:
             raise ValueError(f"{name} must have as many dimensions as query, {query.ndim}, got shape {tuple(x.shape)}")
-        if x.dtype != query.dtype:
+        if x.dtype != query.dtype and after_autocast(x) != after_autocast(query):
             raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {x.dtype}")
         if x.device != query.device:
             raise ValueError(f"{name} must be on the device of query, {query.device}, got {x.device}")
@@ -135,8 +147,6 @@ def _check_operands(query: Any, key: Any, value: Any) -> None:
         raise ValueError(f"key must have the head dimension of query, {query.shape[-1]}, got {key.shape[-1]}")
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(f"value must be as long as key, {key.shape[-2]}, got {value.shape[-2]}")
-    if key.shape[-2] == 0:
-        raise ValueError(f"key must have at least one row, got shape {tuple(key.shape)}")
 
 
 def _check_heads(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
@@ -163,9 +173,27 @@ def _common_lead(*tensors: Tensor) -> tuple[int, ...]:
         raise ValueError(f"query, key and value must have broadcastable leading dimensions, got {shapes}") from None
 
 
+def _is_causal_bias(mask: Any) -> bool:
+    """Return True for ``torch.nn.attention.bias.CausalBias``; importing it takes time."""
+    kind = type(mask)
+    return kind is not Tensor and (kind.__module__, kind.__name__) == ("torch.nn.attention.bias", "CausalBias")
+
+
+def _without_subclass(bias: Any, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
+    """Return the mask and is_causal that a CausalBias means: its own memory is uninitialised."""
+    Nq, Nk = query.shape[-2], key.shape[-2]
+    if (bias.seq_len_q, bias.seq_len_kv) != (Nq, Nk):
+        size = (bias.seq_len_q, bias.seq_len_kv)
+        raise ValueError(f"attn_mask must be a CausalBias of size {(Nq, Nk)}, got size {size}")
+    if bias.variant.name == "UPPER_LEFT" or Nq == Nk:
+        return None, True
+    return torch.ones(Nq, Nk, dtype=torch.bool, device=query.device).tril(Nk - Nq), False
+
+
 def _canonical_mask(mask: Any, query: Tensor, lead: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     if not isinstance(mask, Tensor):
         raise TypeError(f"attn_mask must be a tensor, got {type(mask).__name__}")
+    check_dense("attn_mask", mask)
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
         raise TypeError(f"attn_mask must be bool (true attends) or floating point (added), got {mask.dtype}")
     if mask.device != query.device:
@@ -179,11 +207,3 @@ def _canonical_mask(mask: Any, query: Tensor, lead: tuple[int, ...], shape: tupl
         own = (*lead, *own[-3:])
         mask = mask.expand(own)
     return mask.reshape(math.prod(own[:-3]), *own[-3:])
-
-
-def _number(name: str, x: Any) -> float:
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
-    if not math.isfinite(x):
-        raise ValueError(f"{name} must be finite, got {x}")
-    return float(x)

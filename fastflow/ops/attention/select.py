@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ... import _backend
+from ..._torch import holds_without_guard
 from ...kernels.attention import aten, cpu, short
 from .problem import Problem
 
@@ -75,7 +76,7 @@ def has_short_rows(problem: Problem) -> bool:
     """
     q, k, v = problem.query, problem.key, problem.value
     is_unmasked = problem.mask is None and not problem.is_causal
-    return q.device.type == "cpu" and is_unmasked and k.shape[2] <= q.shape[3] + v.shape[3]
+    return q.device.type == "cpu" and is_unmasked and holds_without_guard(k.shape[2] <= q.shape[3] + v.shape[3])
 
 
 def _without_tangents(dual_forward: Callable[..., Any], dual_backward: Callable[..., Any]) -> dict[str, Any]:

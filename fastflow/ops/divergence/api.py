@@ -41,9 +41,12 @@ def divergence(field: Field, x: Tensor, options: DivergenceOptions | None = None
 
     Raises:
         TypeError: x or the field's value is not a floating point tensor; an unknown keyword; options and keywords.
-        ValueError: invalid options; probes of the wrong shape; a field that changes the shape or, if checked, couples
-            samples; a backend that cannot serve.
-        RuntimeError: under ``torch.inference_mode()``, where PyTorch has no derivatives.
+        ValueError: invalid options; probes of the wrong shape; a field that changes the shape or the device or,
+            if checked, couples samples; a backend that cannot serve.
+        RuntimeError: under ``torch.inference_mode()``, where PyTorch has no derivatives; a field whose value carries no
+            graph (reverse mode, or gradients of x recorded in forward mode) or no tangent (forward mode), since it runs
+            under ``torch.no_grad()``, is detached, or is computed outside PyTorch. A constant field is ``0 * x + c``.
+            A value that loses only a part of its graph cannot be told from one without that part.
 
     Source: Hutchinson, Commun. Stat. Simul. Comput. 18 (1989); Grathwohl et al., 1810.01367, eq. 8;
     hutch++: Meyer et al., 2010.09649, algorithm 1.

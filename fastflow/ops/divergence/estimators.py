@@ -11,7 +11,7 @@ from ..._checks import check_batched
 from ..._dtypes import at_least_float32
 from ...kernels.divergence import reference
 from .independence import check_independence
-from .jacobian import Field, Products, jacobian_products
+from .jacobian import Field, Products, evaluate, jacobian_products
 from .options import DivergenceOptions
 from .probes import probes_of
 
@@ -25,7 +25,7 @@ def estimate(field: Field, x: Tensor, options: DivergenceOptions) -> tuple[Tenso
     """Return ``field(x)`` and S estimates of its divergence, ``[S, B]``, whose mean is the estimate."""
     _check_point(x, options.probes)
     if not x.numel():
-        return field(x), x.new_zeros((1, x.shape[0]), dtype=at_least_float32(x))
+        return evaluate(field, x), x.new_zeros((1, x.shape[0]), dtype=at_least_float32(x))
     products = jacobian_products(field, x, options.mode, _chunk_size(options, x))
     if options.check_independence:
         check_independence(products, x, options.seed, options.offset)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..random import GaussianNoise
+from ...kernels.noise.domains import Domain
+from ..random import normals
 from .jacobian import Products
 
 
@@ -19,7 +20,8 @@ def check_independence(products: Products, x: Tensor, seed: int, offset: int) ->
     if not sides:
         return
     inside = torch.stack(sides)  # [S, B]
-    noise = GaussianNoise(seed, offset).materialize((len(sides), *x.shape), dtype=x.dtype, device=x.device)
+    shape = (len(sides), *x.shape)
+    noise = normals(shape, seed, offset, 0, Domain.INDEPENDENCE, dtype=x.dtype, device=x.device)
     rows = inside.view(*inside.shape, *(1,) * (x.ndim - 1))
     _, out = products(torch.where(rows, noise, 0.0))
     reached = (out.reshape(*inside.shape, -1) != 0).any(2) & ~inside

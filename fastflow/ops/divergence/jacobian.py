@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from ..._checks import check_value
 from ..._torch import inside_transform
 from .._tangents import has_tangent
+from .graph import check_graph, check_recorded, check_tangent, no_graph
 from .options import Mode
 
 Field = Callable[[Tensor], Tensor]
@@ -28,6 +30,9 @@ def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Pro
     Both give the same trace. "reverse" evaluates the field here, once for all calls of the function; "forward"
     evaluates it in every call. "auto" is "reverse" on the CPU and wherever gradients are recorded, else "forward", or
     "reverse" if the field has no forward mode. together: the usual K.
+
+    Raises:
+        RuntimeError: the field's value does not carry the graph or the tangent that the product needs.
     """
     _check_recording()
     if mode == "auto":
@@ -35,6 +40,11 @@ def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Pro
         if mode == "forward" and not torch.compiler.is_compiling():
             return _forward_or_reverse(field, x, together)
     return _reverse(field, x, together) if mode == "reverse" else _forward(field, x)
+
+
+def evaluate(field: Field, x: Tensor) -> Tensor:
+    """Return ``field(x)``; raise unless it is a floating-point tensor with the shape and the device of x."""
+    return check_value("field", field(x), x)
 
 
 def _choose(x: Tensor) -> Mode:
@@ -47,25 +57,35 @@ def gradient(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> 
     if not _tape_can_serve(x):
         return torch.func.grad(function, has_aux=True)(x)
     leaf, (value, other) = _record(function, x)
-    return _pull(value, leaf, torch.ones_like(value)), _as_recorded(other)
+    pulled = _pull(value, leaf, torch.ones_like(value)) if value.requires_grad else None
+    return torch.zeros_like(x) if pulled is None else pulled, _as_recorded(other)
 
 
 def _forward(field: Field, x: Tensor) -> Products:
-    field = _checked(field)
+    def with_tangent(x: Tensor) -> Tensor:
+        value = evaluate(field, x)
+        check_tangent(value)
+        return value
 
     def products(v: Tensor) -> tuple[Tensor, Tensor]:
-        values, out = vmap(lambda tangent: jvp(field, (x,), (tangent,))[:2], randomness="same")(v)
-        return values[0], out  # the primal is not batched, so there is one evaluation
+        values, out = vmap(lambda tangent: jvp(with_tangent, (x,), (tangent,))[:2], randomness="same")(v)
+        value = values[0]  # the primal is not batched, so there is one evaluation
+        check_recorded(value, x)
+        return value, out
 
     return products
 
 
 def _reverse(field: Field, x: Tensor, together: int) -> Products:
-    field = _checked(field)
+    def with_graph(x: Tensor) -> Tensor:
+        value = evaluate(field, x)
+        check_graph(value)
+        return value
+
     if _tape_can_serve(x, together):
-        leaf, value = _record(field, x)
+        leaf, value = _record(with_graph, x)
         return lambda v: (_as_recorded(value), _pull_each(value, leaf, v.to(value.dtype)))
-    value, pull = vjp(field, x)[:2]
+    value, pull = vjp(with_graph, x)[:2]
     each = vmap(lambda v: pull(v)[0], randomness="same")
     return lambda v: (value, each(v.to(value.dtype)))
 
@@ -114,37 +134,23 @@ def _record(function: Callable[[Tensor], Result], x: Tensor) -> tuple[Tensor, Re
 
 def _pull_each(value: Tensor, leaf: Tensor, v: Tensor) -> Tensor:
     """Return ``Jᵀ v_k`` for all k, computed together, or one by one where gradients are recorded."""
-    if torch.is_grad_enabled():
-        return torch.stack([_pull(value, leaf, one) for one in v])
-    return _pull(value, leaf, v, batched=True)
+    recorded = torch.is_grad_enabled()
+    pulled = [_pull(value, leaf, one) for one in v] if recorded else [_pull(value, leaf, v, batched=True)]
+    found = [x for x in pulled if x is not None]
+    if len(found) < len(pulled):
+        raise no_graph()
+    return torch.stack(found) if recorded else found[0]
 
 
-def _pull(value: Tensor, leaf: Tensor, v: Tensor, batched: bool = False) -> Tensor:
-    """Return ``Jᵀ v``, zeros if value does not depend on leaf."""
-    out = None
-    if value.requires_grad:
-        recorded = torch.is_grad_enabled()
-        (out,) = torch.autograd.grad(value, leaf, v, True, recorded, allow_unused=True, is_grads_batched=batched)
-    if out is None:
-        return leaf.new_zeros((*v.shape[: v.ndim - value.ndim], *leaf.shape))
-    return out
+def _pull(value: Tensor, leaf: Tensor, v: Tensor, batched: bool = False) -> Tensor | None:
+    """Return ``Jᵀ v``, None if the graph of value does not lead to leaf."""
+    recorded = torch.is_grad_enabled()
+    return torch.autograd.grad(value, leaf, v, True, recorded, allow_unused=True, is_grads_batched=batched)[0]
 
 
 def _as_recorded(value: Tensor) -> Tensor:
     """Detach a value unless the caller records gradients."""
     return value if torch.is_grad_enabled() else value.detach()
-
-
-def _checked(field: Field) -> Field:
-    def checked(x: Tensor) -> Tensor:
-        value = field(x)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"field must return a tensor, got {type(value).__name__}")
-        if value.shape != x.shape:
-            raise ValueError(f"field must return the shape of x, {tuple(x.shape)}, got shape {tuple(value.shape)}")
-        return value
-
-    return checked
 
 
 @functools.cache

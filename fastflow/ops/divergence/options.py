@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from ..._backend import Backend
-from ..._checks import check_choice, check_floating
+from ..._checks import check_choice, check_count, check_floating
 from ...kernels.divergence.reference import Distribution
 from ..random import check_stream
 
@@ -44,7 +44,7 @@ class DivergenceOptions:
         backend: ``"auto"``, ``"triton"`` or ``"reference"``.
 
     Raises:
-        TypeError: probes is not a floating point tensor; seed or offset is not an int.
+        TypeError: probes is not a floating point tensor; num_probes, chunk_size, seed or offset is not an int.
         ValueError: an unknown method, distribution, mode or backend; num_probes or chunk_size below 1; seed or offset
             out of range; probes with another method than ``"hutchinson"``.
     """
@@ -66,8 +66,8 @@ class DivergenceOptions:
         check_choice("mode", self.mode, Mode)
         check_choice("backend", self.backend, Backend)
         for name, number in (("num_probes", self.num_probes), ("chunk_size", self.chunk_size)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+            if number is not None:
+                check_count(name, number)
         check_stream(self.seed, self.offset)
         if self.probes is not None:
             check_floating("probes", self.probes)

@@ -111,7 +111,8 @@ def flow_matching_loss(
         loss = loss * weight
     if reduction == "none":
         return loss * (1.0 / max(1, x1[:1].numel()))
-    return loss.sum() if reduction == "sum" else loss.sum() * (1.0 / max(1, x1.numel()))
+    # scaled before the sum, because PyTorch gives a scalar times a number a float64 tangent
+    return loss.sum() if reduction == "sum" else (loss * (1.0 / max(1, x1.numel()))).sum()
 
 
 def _evaluate(terms: Combination, dtype: torch.dtype | None, backend: str) -> Tensor:

@@ -72,7 +72,7 @@ class Operands(NamedTuple):
     The rules also use it for what belongs to each operand: tangents, gradients and ``needs_input_grad``.
 
     x1: ``[B, ...]``. x0, z: like x1, or None where drawn or absent. c1, c0, cz: fp32 ``[B]``, or 0-d on the CPU for a
-    constant. x0_stream, z_stream: ``(seed, offset)`` of drawn noise, else empty.
+    constant. x0_stream, z_stream: ``(seed, offset, first_sample)`` of drawn noise, else empty.
     """
 
     x1: Any
@@ -120,12 +120,24 @@ def combination(x0: Noise, x1: Tensor, noise: Noise | None, factors: PathTerms, 
 
 
 def check_operands(x0: object, x1: object, t: Tensor | float, path: AffinePath, noise: object) -> Tensor:
-    """Return t as ``[B]``; raise unless the operands are one batch on one device."""
+    """Return t as ``[B]``; raise unless the operands are one batch on one device, and x0 and noise two draws."""
     x1 = check_batched("x1", x1)
     for name, x in (("x0", x0), ("noise", noise)):
-        if not isinstance(x, GaussianNoise) and not (name == "noise" and x is None):
+        if isinstance(x, GaussianNoise):
+            x.check_shape(x1.shape)
+        elif not (name == "noise" and x is None):
             check_like(name, check_floating(name, x), "x1", x1)
+    if isinstance(x0, GaussianNoise) and isinstance(noise, GaussianNoise):
+        _check_apart(x0, noise, x1.shape[0])
     return check_time(t, path, x1)
+
+
+def _check_apart(x0: GaussianNoise, noise: GaussianNoise, batch: int) -> None:
+    """Raise a ValueError if the two share samples: they would be the same numbers, and not independent."""
+    if (x0.seed, x0.offset) != (noise.seed, noise.offset):
+        return
+    if abs(x0.first_sample - noise.first_sample) < max(1, batch):
+        raise ValueError(f"noise must be another draw than x0, with another offset, got {noise} beside {x0}")
 
 
 def _given(x: Noise | None) -> Tensor | None:
@@ -133,7 +145,7 @@ def _given(x: Noise | None) -> Tensor | None:
 
 
 def _stream(x: Noise | None) -> tuple[int, ...]:
-    return (x.seed, x.offset) if isinstance(x, GaussianNoise) else ()
+    return (x.seed, x.offset, x.first_sample) if isinstance(x, GaussianNoise) else ()
 
 
 def _as_tensor(c: Coefficient) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastflow.kernels.divergence import reference
-from fastflow.kernels.noise.reference import words
+from fastflow.kernels.noise.domains import Domain
+from fastflow.kernels.noise.reference import gaussian, words
 
 pytest.importorskip("triton")
 
@@ -137,17 +138,17 @@ def test_chunks_of_a_stream_are_the_stream(distribution, device):
 
 def test_signs_are_the_bits_of_the_generators_words():
     e = torch.arange(500)
-    word = torch.from_numpy(words(0, 16, *STREAM).astype("int64"))
+    word = torch.from_numpy(words(0, 16, *STREAM, Domain.SIGNS).astype("int64"))
     bits = word[e // 32] >> e % 32 & 1
     assert torch.equal(reference.rademacher(500, *STREAM), 1.0 - 2.0 * bits)
     assert torch.equal(reference.rademacher(77, *STREAM, start=301), (1.0 - 2.0 * bits)[301:378])
 
 
-def test_normals_are_those_of_gaussian_noise():
-    from fastflow import GaussianNoise
-
+def test_normals_are_those_of_their_own_domain():
     shape = (3, 4, 5)
-    assert torch.equal(reference.probes(shape, 1, 2, 0, "gaussian"), GaussianNoise(1, 2).materialize(shape))
+    expected = gaussian(60, 1, 2, domain=Domain.NORMAL_PROBES).view(shape)
+    assert torch.equal(reference.probes(shape, 1, 2, 0, "gaussian"), expected)
+    assert not torch.equal(reference.probes(shape, 1, 2, 0, "gaussian"), gaussian(60, 1, 2).view(shape))
 
 
 def test_signs_are_fair_and_independent():

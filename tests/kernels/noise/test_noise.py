@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastflow.kernels.noise import reference
+from fastflow.kernels.noise.domains import Domain
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -56,7 +57,7 @@ def test_kernel_gives_random123s_known_answers(counter, key, expected, device):
 def test_kernel_and_reference_agree_far_into_the_stream(first, seed, offset, device):
     bits = torch.empty(64, dtype=torch.int64, device=device)
     _words_kernel[(1,)](bits, first, seed, offset)
-    expected = reference.words(4 * first, 4 * first + 64, seed, offset)
+    expected = reference.words(4 * first, 4 * first + 64, seed, offset, Domain.NOISE)
     assert bits.tolist() == expected.tolist()
     normals = torch.empty(64, device=device)
     _normals_kernel[(1,)](normals, first, seed, offset)
@@ -78,10 +79,10 @@ def test_extreme_words_give_finite_normals_of_full_range():
 
 
 def test_a_draw_depends_on_seed_offset_and_index_alone():
-    whole = reference.words(0, 1000, 3, 4)
-    assert np.array_equal(reference.words(333, 777, 3, 4), whole[333:777])
-    assert not np.array_equal(reference.words(0, 1000, 4, 4), whole)
-    assert not np.array_equal(reference.words(0, 1000, 3, 5), whole)
+    whole = reference.words(0, 1000, 3, 4, Domain.NOISE)
+    assert np.array_equal(reference.words(333, 777, 3, 4, Domain.NOISE), whole[333:777])
+    assert not np.array_equal(reference.words(0, 1000, 4, 4, Domain.NOISE), whole)
+    assert not np.array_equal(reference.words(0, 1000, 3, 5, Domain.NOISE), whole)
 
 
 def test_chunks_do_not_change_the_numbers(monkeypatch):
@@ -94,11 +95,11 @@ def test_chunks_do_not_change_the_numbers(monkeypatch):
 @pytest.mark.parametrize(("numel", "offset"), [(1, 0), (7, 5), (4096, (1 << 32) - 2), (33, (1 << 63) - 1)])
 def test_offsets_drawn_together_are_those_drawn_alone(draw, numel, offset, monkeypatch):
     monkeypatch.setattr(reference, "_CHUNK", 1000)
-    together = getattr(reference, draw)(numel, 3, offset, 3)
-    alone = [getattr(reference, draw)(numel, 3, offset + i, 1)[0] for i in range(3)]
+    together = getattr(reference, draw)(numel, 3, offset, 3, 5, Domain.NOISE)
+    alone = [getattr(reference, draw)(numel, 3, offset + i, 1, 5, Domain.NOISE)[0] for i in range(3)]
     assert torch.equal(together, torch.stack(alone))
     if draw == "gaussians":
-        assert torch.equal(together[0], reference.gaussian(numel, 3, offset))
+        assert torch.equal(together[0], reference.gaussian(numel, 3, offset, 5))
 
 
 def test_normals_are_normal():
@@ -114,7 +115,7 @@ def test_normals_are_normal():
 
 
 def test_uniforms_are_inside_the_open_interval_and_uniform():
-    u = reference.uniforms(1 << 18, 7, 0, 1)[0]
+    u = reference.uniforms(1 << 18, 7, 0, 1, 0, Domain.UNIFORM)[0]
     assert u.min() > 0
     assert u.max() < 1
     grid = torch.linspace(0, 1, 101)

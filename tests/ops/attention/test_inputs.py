@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp
+from torch.nn.attention.bias import causal_upper_left
 
 import fastflow as ff
 from fastflow import _backend
@@ -221,7 +222,6 @@ BAD_INPUT: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = 
     (ValueError, r"key must be on the device of query, cpu, got meta", (Q, K.to("meta"), K), {}),
     (ValueError, r"key must have the head dimension of query, 8, got 4", (Q, K[..., :4], K), {}),
     (ValueError, r"value must be as long as key, 7, got 6", (Q, K, K[:, :, :6]), {}),
-    (ValueError, r"key must have at least one row", (Q, K[:, :, :0], K[:, :, :0]), {}),
     (ValueError, r"query must have a head dimension of at least 1", (Q[..., :0], K[..., :0], K), {}),
     (ValueError, r"value must have as many heads as key, 4, got 2", (Q, K, K[:, :2]), {}),
     (ValueError, r"as many heads as query, 4, got 2; enable_gqa=True", (Q, K[:, :2], K[:, :2]), {}),
@@ -232,10 +232,14 @@ BAD_INPUT: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = 
     (ValueError, r"attn_mask must be broadcastable to \(2, 4, 5, 7\)", (Q, K, K), {"attn_mask": torch.ones(5, 6)}),
     (ValueError, r"attn_mask must be broadcastable", (Q, K, K), {"attn_mask": torch.ones(1, 2, 4, 5, 7)}),
     (ValueError, r"attn_mask must be on the device", (Q, K, K), {"attn_mask": torch.ones(5, 7, device="meta")}),
-    (ValueError, r"attn_mask must be None", (Q, K, K), {"attn_mask": torch.ones(5, 7), "is_causal": True}),
+    (ValueError, r"CausalBias of size \(5, 7\), got size \(7, 5\)", (Q, K, K), {"attn_mask": causal_upper_left(7, 5)}),
     (TypeError, r"is_causal must be a bool, got int", (Q, K, K), {"is_causal": 1}),
+    (TypeError, r"enable_gqa must be a bool, got str", (Q, K, K), {"enable_gqa": "no"}),
     (TypeError, r"scale must be a number, got str", (Q, K, K), {"scale": "1"}),
-    (TypeError, r"scale must be a number, got Tensor", (Q, K, K), {"scale": torch.ones(())}),
+    (TypeError, r"scale must be a number, got a tensor of shape \(1,\)", (Q, K, K), {"scale": torch.ones(1)}),
+    (TypeError, r"differentiated; pass scale.detach", (Q, K, K), {"scale": torch.ones((), requires_grad=True)}),
+    (TypeError, r"scale must be a number, got bool", (Q, K, K), {"scale": True}),
+    (ValueError, r"scale must be finite, got inf", (Q, K, K), {"scale": torch.tensor(torch.inf)}),
     (ValueError, r"scale must be finite, got nan", (Q, K, K), {"scale": float("nan")}),
     (TypeError, r"dropout_p must be a number", (Q, K, K), {"dropout_p": None}),
     (NotImplementedError, r"dropout_p must be 0, got 0.1.*Set the model's", (Q, K, K), {"dropout_p": 0.1}),

@@ -85,14 +85,6 @@ def test_nothing_is_recorded_without_gradients():
             assert not any(x.requires_grad for x in r)
 
 
-def test_a_constant_field_has_divergence_zero():
-    x = points(4, 3)
-    for given in (x, x.clone().requires_grad_()):
-        for mode in MODES:
-            r = ff.divergence(lambda x: torch.ones(4, 3, dtype=x.dtype), given, num_probes=2, mode=mode)
-            assert torch.equal(r.divergence, torch.zeros(4, dtype=x.dtype))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 @pytest.mark.parametrize("backend", ["reference", "triton"])

@@ -1,4 +1,4 @@
-"""The random streams of a run: every purpose has its own offsets, so that no two draws coincide."""
+"""The random draws of a run: every purpose has its own offsets, so that no two draws coincide."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from enum import IntEnum
 import torch
 
 
-class Stream(IntEnum):
+class Purpose(IntEnum):
     """A purpose of randomness. The numbers must not change: a resumed run has to draw the same values."""
 
     NOISE = 0
@@ -24,7 +24,7 @@ class Stream(IntEnum):
     PROBES = 11
 
     def at(self, step: int) -> int:
-        """Return the generator's offset for this purpose at a step, batch or epoch, ``stream << 48 | step``."""
+        """Return the generator's offset for this purpose at a step, batch or epoch, ``purpose << 48 | step``."""
         return self << 48 | step
 
 

@@ -1,0 +1,48 @@
+"""Check that a field's value carries the derivative that is about to be taken.
+
+A value that carries none has derivative 0 for PyTorch, without an error, however it depends on x. A value that loses
+only a part of its graph cannot be told from one that has no such part.
+"""
+
+import torch
+from torch import Tensor
+
+from ..._torch import records_gradients
+from .._tangents import has_tangent
+
+_LOST = "detach() and .data, torch.inference_mode(), or a value computed outside PyTorch (NumPy, .item())"
+_CONSTANT = "Write a constant field as `0 * x + c`"
+
+
+def check_graph(value: Tensor) -> None:
+    """Raise unless value requires grad at the innermost level, where the graph of x is being recorded."""
+    if not _at_this_level(value).requires_grad:
+        raise no_graph()
+
+
+def check_tangent(value: Tensor) -> None:
+    """Raise unless value carries a tangent of the innermost jvp."""
+    if not has_tangent(_at_this_level(value)):
+        raise RuntimeError(
+            "the field's value carries no tangent of x, so its divergence would be 0 whatever the field: the causes are "
+            f"{_LOST}; torch.no_grad() alone keeps tangents. {_CONSTANT}"
+        )
+
+
+def check_recorded(value: Tensor, x: Tensor) -> None:
+    """Raise if gradients of x are being recorded and value carries no graph."""
+    if torch.is_grad_enabled() and records_gradients(x) and not records_gradients(value):
+        raise no_graph()
+
+
+def no_graph() -> RuntimeError:
+    """Return the error for a field whose value has no graph that leads to x."""
+    return RuntimeError(
+        "the field's value carries no graph that leads to x, so this derivative would be 0 whatever the field: the causes "
+        f"are torch.no_grad(), {_LOST} inside the field. {_CONSTANT}"
+    )
+
+
+def _at_this_level(value: Tensor) -> Tensor:
+    """Wrap a value of an outer level, such as a parameter, whose graph or tangent there says nothing about this one."""
+    return value.view_as(value)
