@@ -15,6 +15,7 @@ from .call import Call, problem, restricted, widened
 from .divergence import draw_divergence
 from .draw import Draw
 from .flow_step import draw_flow_step
+from .replaced import draw_replaced
 from .sampling import draw_conversion, draw_solve
 
 OPS: dict[str, Callable[[Draw, str], Call]] = {
@@ -23,6 +24,7 @@ OPS: dict[str, Callable[[Draw, str], Call]] = {
     "divergence": draw_divergence,
     "solve": draw_solve,
     "conversion": draw_conversion,
+    "replaced": draw_replaced,
 }
 FACTOR = 4.0  # times PyTorch's own error in the same dtype, and in addition, of the largest element:
 FLOOR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

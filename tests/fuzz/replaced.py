@@ -1,0 +1,52 @@
+"""Random blocks of PyTorch's own ops under ``replace_ops``."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastflow as ff
+
+from .call import Call
+from .draw import Draw
+
+
+def draw_replaced(draw: Draw, backend: str) -> Call:
+    dtype = draw.one([torch.float64, torch.float64, torch.float32])
+    batch, length, heads, dim = draw.integer(1, 2), draw.integer(1, 9), draw.one([1, 2]), draw.one([2, 3, 4])
+    width, is_causal = heads * dim, draw.chance(0.3)
+    shapes = {"x": (batch, length, width), "W": (width, width), "gain": (width,), "bias": (width,)}
+    given = ["x", "W", *(name for name in ("gain", "bias") if draw.chance(0.7))]
+    x = [draw.normal(*shapes[name], dtype=dtype) for name in given]
+    after = draw.chance(0.5)
+
+    def block(tensors: tuple[Tensor, ...], layer_norm: object, attention: object) -> Tensor:
+        named = dict(zip(given, tensors))
+        x, W, gain, bias = (named.get(name) for name in shapes)
+        h = layer_norm(F.linear(x, W), (width,), gain, bias)
+        q = h.unflatten(-1, (heads, dim)).transpose(-3, -2)
+        h = x + attention(q, q.roll(1, -1), q, is_causal=is_causal).transpose(-3, -2).flatten(-2)
+        return layer_norm(h, (width,), gain, bias) if after else h
+
+    def ours(*tensors: Tensor) -> Tensor:
+        with ff.replace_ops(backend=backend):
+            return block(tensors, F.layer_norm, F.scaled_dot_product_attention)
+
+    name = f"block {given} {(batch, length, heads, dim)} {dtype} causal {is_causal} norm after {after}"
+    return Call(name, ours, lambda *tensors: block(tensors, _layer_norm, _attention), x)
+
+
+def _layer_norm(x: Tensor, shape: tuple[int, ...], gain: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x - x.mean(-1, keepdim=True)
+    x = x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    x = x if gain is None else x * gain
+    return x if bias is None else x + bias
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    return torch.softmax(scores, -1) @ v
