@@ -263,3 +263,10 @@ def _innermost(x: Tensor) -> Tensor:
 def _fresh_keys(device: str) -> "torch._C.DispatchKeySet":
     with torch.inference_mode(False):
         return torch._C._dispatch_keys(torch.empty(0, device=device))
+
+
+def is_fake(x: Tensor) -> bool:
+    """Return True for a tensor without data, of torch.compile's or FakeTensorMode's tracing."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(x, FakeTensor)

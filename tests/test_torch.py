@@ -160,3 +160,12 @@ def test_records_gradients():
     grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or x)(leaf).sum())(torch.zeros(()))
     grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or y)(x).sum())(leaf)
     assert found == [True, True, False, False, True]
+
+
+def test_is_fake():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        assert _torch.is_fake(torch.empty(2))
+        assert _torch.is_fake(mode.from_tensor(torch.ones(2)))
+    assert not _torch.is_fake(torch.ones(2))
