@@ -21,6 +21,7 @@ class GuardFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.refuse = inputs[0]
+        ctx.save_for_forward(*inputs[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -30,8 +31,9 @@ class GuardFunction(torch.autograd.Function):
         return None, *grads
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if t is None else t.view_as(t) for t in tangents)
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        given = zip(tangents, ctx.saved_tensors)
+        return tuple(torch.zeros_like(x) if t is None else t.view_as(t) for t, x in given)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], refuse: Any, *tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:
