@@ -222,3 +222,17 @@ def test_batched_gradients_are_seen_and_unpacked():
     assert levels == [1]
     assert _torch.unbatched_grad(X) == (X, None)
     assert not any(seen(_torch.is_batched_grad).values())
+
+
+def test_records_gradients():
+    """At the innermost level that records, which vmap and jvp are not."""
+    wanted = dict.fromkeys(("none", "vmap", "jvp", "dual level"), False)
+    wanted |= dict.fromkeys(("grad", "vmap of grad", "jvp of grad"), True)
+    assert seen(_torch.records_gradients) == wanted
+    leaf, found = torch.zeros(3, requires_grad=True), []
+    vmap(lambda x: found.append(_torch.records_gradients(x)) or x)(leaf)
+    jvp(lambda x: found.append(_torch.records_gradients(x)) or x, (leaf,), (leaf,))
+    grad(lambda x: found.append(_torch.records_gradients(leaf)) or x)(torch.zeros(()))
+    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or x)(leaf).sum())(torch.zeros(()))
+    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or y)(x).sum())(leaf)
+    assert found == [True, True, False, False, True]

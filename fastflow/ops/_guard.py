@@ -42,4 +42,4 @@ class GuardFunction(torch.autograd.Function):
 
 def guarded(refuse: Callable[[], NoReturn], *tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the same tensors; ``refuse`` is called if a gradient of theirs is asked for and all of them are None."""
-    return GuardFunction.apply(refuse, *tensors)  # type: ignore[no-any-return]
+    return GuardFunction.apply(refuse, *tensors)
