@@ -115,6 +115,7 @@ def test_the_dispatcher_is_skipped_for_fresh_tensors_only():
     assert _torch.can_skip_dispatcher(X, None, 1.0, "a", X.T, X.clone().requires_grad_())
     assert not _torch.can_skip_dispatcher(torch.nn.Buffer(X), torch._efficientzerotensor((2,)))
     assert not _torch.can_skip_dispatcher(X, X.to("meta"))
+    assert not _torch.can_skip_dispatcher(X.to("meta"))
     assert not any(_torch.can_skip_dispatcher(x) for x in (X.to_sparse(), torch.complex(X, X).conj()))
     inside = seen(_torch.can_skip_dispatcher)
     assert inside == {**dict.fromkeys(inside, False), "none": True, "dual level": True}
@@ -146,6 +147,81 @@ def test_queries_are_constants_to_a_trace(ask):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: (x, ask()), fullgraph=True, backend="eager")
     assert compiled(X)[1] == ask()
+
+
+def test_the_tensor_below_transforms():
+    for name, below in seen(lambda x: (x, _torch.below_transforms(x))).items():
+        x, inner = below
+        assert (inner is x) == (name in ("none", "dual level")), name
+        assert type(inner) is Tensor
+
+
+def test_classes_that_change_nothing():
+    from torch._subclasses import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+    from torch.nn.attention.bias import CausalBias
+
+    class Plain(Tensor):
+        pass
+
+    transparent = (Tensor, Plain, torch.nn.Parameter, FakeTensor, FunctionalTensor, AsyncCollectiveTensor)
+    assert all(map(_torch.is_transparent, transparent))
+    assert not any(map(_torch.is_transparent, (CausalBias, torch.nn.UninitializedParameter)))
+
+
+def test_conditions_on_symbolic_sizes_are_no_guards():
+    assert _torch.holds_without_guard(True)
+    assert not _torch.holds_without_guard(False)
+    dim, found = torch.export.Dim("n", min=2, max=100), []
+
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            found.extend(_torch.holds_without_guard(x.shape[0] <= bound) for bound in (3, 100))
+            return x + 1
+
+    program = torch.export.export(Model(), (X,), dynamic_shapes=({0: dim},))
+    assert found[:2] == [False, True]
+    assert program.module()(torch.zeros(50, 3)).shape == (50, 3)
+
+
+def test_the_dispatcher_is_not_skipped_under_a_trace():
+    found = []
+    torch.jit.trace(lambda x: found.append(_torch.can_skip_dispatcher(x)) or x + 1, X, check_trace=False)
+    assert found == [False]
+
+
+def test_own_attention_is_pytorchs(monkeypatch):
+    x = torch.randn(1, 2, 5, 4)
+    expected = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    torch.testing.assert_close(_torch.own_attention(x, x, x, is_causal=True), expected)
+
+
+def test_batched_gradients_are_seen_and_unpacked():
+    """The mechanism behind is_grads_batched=True, which is not torch.func's."""
+    levels = []
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g: Tensor) -> Tensor:
+            assert _torch.is_batched_grad(g)
+            values, level = _torch.unbatched_grad(g)
+            levels.append(level)
+            assert not _torch.is_batched_grad(values)
+            assert torch.equal(values, G)
+            return _torch.batched_grad(2 * values, level)
+
+    G, leaf = torch.randn(4, 2, 3), X.clone().requires_grad_()
+    (got,) = torch.autograd.grad(Identity.apply(leaf), leaf, G, is_grads_batched=True)
+    assert torch.equal(got, 2 * G)
+    assert levels == [1]
+    assert _torch.unbatched_grad(X) == (X, None)
+    assert not any(seen(_torch.is_batched_grad).values())
 
 
 def test_records_gradients():

@@ -21,6 +21,7 @@ class GuardFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.refuse = inputs[0]
+        ctx.save_for_forward(*inputs[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -30,8 +31,9 @@ class GuardFunction(torch.autograd.Function):
         return None, *grads
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if t is None else t.view_as(t) for t in tangents)
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        given = zip(tangents, ctx.saved_tensors)
+        return tuple(torch.zeros_like(x) if t is None else t.view_as(t) for t, x in given)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], refuse: Any, *tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:
@@ -40,4 +42,4 @@ class GuardFunction(torch.autograd.Function):
 
 def guarded(refuse: Callable[[], NoReturn], *tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the same tensors; ``refuse`` is called if a gradient of theirs is asked for and all of them are None."""
-    return GuardFunction.apply(refuse, *tensors)  # type: ignore[no-any-return]
+    return GuardFunction.apply(refuse, *tensors)

@@ -183,7 +183,7 @@ class TwiceDifferentiable:
     def joint_gradients(self, call: DualBackward) -> tuple[Tensor, ...]:
         """Run the dual backward, whose gradients in x and h raise where they would be of third order."""
         if torch.is_grad_enabled() and any(map(_torch.requires_grad_at_any_level, (call.h, *call.x))):
-            h, *x = guarded(self.refuse_third_order, call.h, *call.x)
+            (h,), x = (guarded(self.refuse_third_order, *tensors) for tensors in ((call.h,), call.x))
             call = call._replace(h=h, x=type(call.x)(*x))
         return self.dual_backward.run(call)
 
@@ -343,7 +343,7 @@ def _dual_backward(op: TwiceDifferentiable, layout: Layout[DualBackward], num: i
             if any(c is not None for c in given):
                 return layout.partial(**_linear_gradients(op, kept, given))
             if all(d is None for d in of_tangents):
-                return layout.partial(x=[torch.zeros_like(y) for y in kept.x])
+                return layout.partial(h=torch.zeros_like(kept.h), x=[torch.zeros_like(y) for y in kept.x])
             t_out, joint = _along(op, kept, of_tangents, kept.h)
             return layout.partial(h=t_out, x=op.joint_gradients(joint)[:num])
 
