@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._torch import forward_mode_active
+from .state import tangent_possible
 
 Original = Callable[..., Any]
 
@@ -138,4 +138,4 @@ def _only_matrix(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor | Non
 
 
 def _replaceable(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.ndim >= 2 and forward_mode_active()
+    return isinstance(x, Tensor) and x.ndim >= 2 and tangent_possible()
