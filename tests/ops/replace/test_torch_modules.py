@@ -1,4 +1,4 @@
-"""PyTorch's own attention modules inside ``replace_ops``, in six modes, against math attention and written-out norms."""
+"""PyTorch's own attention modules inside ``replace_ops``, in six modes, against math attention."""
 
 from collections.abc import Callable
 from typing import Any
