@@ -7,7 +7,17 @@ from ..ops.divergence import Method
 from ..sampling.likelihood import LikelihoodSolver
 from ..train.densities import data_densities
 from ..train.plots import plot_histogram
+from ..train.preflight import check_output_file
 from ..train.runs import choose_device, load_run
+from ..train.settings import COUNT, SEED, SOLVER_STEPS, Interval, check_settings
+
+INTERVALS = {
+    "num": COUNT,
+    "num_probes": COUNT,
+    "steps": SOLVER_STEPS,
+    "levels": Interval(2, 1 << 16),  # fp32 keeps the noise that fills a finer level to no useful precision
+    "seed": SEED,
+}
 
 
 @dataclass(frozen=True)
@@ -36,17 +46,16 @@ class Likelihood:
     """auto, cpu, cuda or cuda:N; auto is the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if self.num < 1:
-            raise ValueError(f"num must be at least 1, got {self.num}")
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        check_settings(self, INTERVALS)
         if self.out.suffix != ".png":
             raise ValueError(f"out must end in .png, got {str(self.out)!r}")
 
 
 def run(command: Likelihood) -> None:
     """Print the mean densities with their standard errors; write a histogram to ``command.out``."""
-    run = load_run(command.run, choose_device(command.device))
+    device = choose_device(command.device)
+    check_output_file(command.out)
+    run = load_run(command.run, device)
     nats, bits, stderr = data_densities(
         run,
         command.num,

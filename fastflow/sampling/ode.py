@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_count, check_number, check_value
+from .._checks import check_choice, check_count, check_dense, check_number, check_value, is_differentiated
 from .._dtypes import at_least_float32
-from ..ops._tangents import has_tangent
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Solver = Literal["euler", "midpoint", "heun", "rk4"]
@@ -30,6 +29,7 @@ def integrate(
     """
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         raise TypeError(f"x0 must be a floating-point tensor, got {x0.dtype if isinstance(x0, Tensor) else type(x0)}")
+    check_dense("x0", x0)
     if x0.ndim == 0:
         raise ValueError("x0 must be [B, ...], got a scalar")
     check_choice("solver", solver, Solver)
@@ -73,7 +73,7 @@ def step_times(num_steps: int | None, t0: float, t1: float, time_grid: Tensor | 
     signs = {(b > a) - (b < a) for a, b in pairwise(times)}
     if signs not in ({1}, {-1}) or not all(map(math.isfinite, times)):
         raise ValueError(f"time_grid must be strictly monotone and finite, got {times}")
-    if time_grid.requires_grad or has_tangent(time_grid):
+    if is_differentiated(time_grid):
         raise ValueError("time_grid must not be differentiated: its times are read as numbers; detach it")
     return times
 
