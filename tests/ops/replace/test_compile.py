@@ -65,6 +65,19 @@ def test_compiled_inside(name: str) -> None:
         assert_close(gradient(compiled(tangent_energy(MODELS[name]))), expected, 1e-10)
 
 
+def test_multi_head_attention_is_traced_into() -> None:
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph.code)
+        return graph
+
+    with replace_ops():
+        torch.compile(MODELS["encoder"], backend=keep, fullgraph=True)(X)
+    assert "fastflow" in graphs[0]
+    assert "multi_head_attention_forward" not in graphs[0]
+
+
 def test_compiled_outside_and_called_on_both_sides() -> None:
     function = compiled(tangent_energy(MODELS["norm"]))
     stock = gradient(function)
