@@ -64,6 +64,13 @@ def holds_without_guard(condition: bool | torch.SymBool) -> bool:
 
 
 @constant_when_traced
+def traced_by_autograd() -> bool:
+    """Return True while AOTAutograd traces a compiled graph; ``torch.compiler.is_compiling`` is False there."""
+    keys = (torch._C._TorchDispatchModeKey.FUNCTIONAL, torch._C._TorchDispatchModeKey.PROXY)
+    return any(torch._C._get_dispatch_mode(key) is not None for key in keys)
+
+
+@constant_when_traced
 def forward_mode_active() -> bool:
     """Return True inside ``forward_ad.dual_level`` or a jvp. There is no public query."""
     return forward_ad._current_level >= 0

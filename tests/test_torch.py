@@ -224,6 +224,85 @@ def test_batched_gradients_are_seen_and_unpacked():
     assert not any(seen(_torch.is_batched_grad).values())
 
 
+def test_tangents_are_seen_at_any_level():
+    found = {}
+
+    def ask(name):
+        def function(x):
+            found[name] = _torch.has_tangent_at_any_level(x)
+            return x.sin().sum()
+
+        return function
+
+    jvp(ask("jvp"), (X,), (X,))
+    jvp(grad(ask("jvp of grad")), (X,), (X,))
+    jvp(vmap(ask("jvp of vmap")), (X,), (X,))
+    jvp(lambda w: grad(lambda x: ask("captured")(w) + x.sum())(X), (X,), (X,))
+    vmap(lambda t: jvp(ask("vmap of jvp"), (X,), (t,)))(torch.stack([X, X]))
+    grad(ask("grad"))(X)
+    jvp(lambda x: ask("constant")(X) + x.sum(), (X,), (X,))
+    with fwAD.dual_level():
+        ask("dual level")(fwAD.make_dual(X, X))
+    ask("none")(X)
+    without = dict.fromkeys(["grad", "constant", "none"], False)
+    assert found == {**dict.fromkeys(found, True), **without}
+
+
+def test_function_modes_come_and_go_in_any_order():
+    class Mode(torch.overrides.TorchFunctionMode):
+        pass
+
+    ours, theirs = Mode(), Mode()
+    stack = torch.overrides._get_current_function_mode_stack
+    with theirs:
+        _torch.push_function_mode_below(ours)
+        assert stack() == [ours, theirs]
+        _torch.remove_function_mode(ours)
+        _torch.remove_function_mode(ours)
+        assert stack() == [theirs]
+    assert stack() == []
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint_looks_its_parts_up_at_each_call(use_reentrant, monkeypatch):
+    called = []
+    for role, (owner, name) in _torch.checkpoint_places().items():
+        original = getattr(owner, name)
+
+        def wrapped(*args, original=original, role=role, **kwargs):
+            called.append((role, function in args[:2]))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, staticmethod(wrapped) if isinstance(owner, type) else wrapped)
+
+    def function(x):
+        return x.sin()
+
+    x = X.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(function, x, use_reentrant=use_reentrant).sum().backward()
+    assert called == (
+        [("forward", True), ("backward", False)] if use_reentrant else [("generator", True), ("hook", False)]
+    )
+
+
+def test_weight_norm_is_kept_in_two_places():
+    assert [owner._weight_norm for owner in _torch.weight_norm_owners()] == [torch._weight_norm] * 2
+
+
+def test_traces_of_autograd_are_noticed():
+    seen = []
+
+    class Ask(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(_torch.traced_by_autograd())
+            return x * 2
+
+    torch.fx.experimental.proxy_tensor.make_fx(Ask.apply)(X)
+    Ask.apply(X)
+    assert seen == [True, False]
+
+
 def test_records_gradients():
     """At the innermost level that records, which vmap and jvp are not."""
     wanted = dict.fromkeys(("none", "vmap", "jvp", "dual level"), False)

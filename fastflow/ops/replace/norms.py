@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._torch import forward_mode_active, inside_transform
+from ..._torch import inside_transform
 from .. import _norms
+from .state import tangent_possible
 
 Original = Callable[..., Any]
 
@@ -24,7 +25,7 @@ def layer_norm(
 ) -> Tensor:
     """Replace ``F.layer_norm`` and ``torch.layer_norm``."""
     shape = _valid_shape(input, normalized_shape, weight, bias)
-    if shape is None or not forward_mode_active():
+    if shape is None or not tangent_possible():
         return original(input, normalized_shape, weight, bias, eps, *rest, **options)
     return _norms.layer_norm(_autocast(input), len(shape), weight, bias, eps)
 
@@ -39,7 +40,7 @@ def native_layer_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Replace ``torch.native_layer_norm``, which also ignores the gradients of its second and third result."""
     shape = _valid_shape(input, normalized_shape, weight, bias)
-    if shape is None or not (forward_mode_active() or _graph_possible(input)):
+    if shape is None or not (tangent_possible() or _graph_possible(input)):
         return original(input, normalized_shape, weight, bias, eps)
     x = _autocast(input)
     y, mean, rstd = _norms.standardized(x, tuple(range(-len(shape), 0)), eps)
@@ -61,7 +62,7 @@ def batch_norm(
 ) -> Tensor:
     """Replace ``torch.batch_norm`` where it normalizes by the batch's own statistics."""
     fixed = (running_mean, running_var, training, momentum, eps, cudnn_enabled)
-    if not training or not forward_mode_active():
+    if not training or not tangent_possible():
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)  # checks the arguments and updates the running statistics
     return _batch_norm(input, weight, bias, eps)[0]
@@ -80,7 +81,7 @@ def functional_batch_norm(
 ) -> Tensor:
     """Replace ``F.batch_norm``, likewise."""
     fixed = (training, momentum, eps)
-    if not training or not forward_mode_active():
+    if not training or not tangent_possible():
         return original(input, running_mean, running_var, weight, bias, *fixed)
     x, w, b = _detached(input, weight, bias)
     original(x, running_mean, running_var, w, b, *fixed)
@@ -100,7 +101,7 @@ def native_batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Replace ``torch.native_batch_norm``, likewise; it also ignores the gradients of its statistics."""
     fixed = (running_mean, running_var, training, momentum, eps)
-    if not training or not (forward_mode_active() or _graph_possible(input)):
+    if not training or not (tangent_possible() or _graph_possible(input)):
         return original(input, weight, bias, *fixed)
     _, mean, _ = original(*_detached(input, weight, bias), *fixed)
     out, *statistics = _batch_norm(input, weight, bias, eps)
@@ -121,7 +122,7 @@ def instance_norm(
 ) -> Tensor:
     """Replace ``torch.instance_norm`` where it normalizes by the input's own statistics."""
     fixed = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
-    if not use_input_stats or not forward_mode_active():
+    if not use_input_stats or not tangent_possible():
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)
     return _instance_norm(input, weight, bias, eps)
@@ -140,7 +141,7 @@ def functional_instance_norm(
 ) -> Tensor:
     """Replace ``F.instance_norm``, likewise."""
     fixed = (use_input_stats, momentum, eps)
-    if not use_input_stats or not forward_mode_active():
+    if not use_input_stats or not tangent_possible():
         return original(input, running_mean, running_var, weight, bias, *fixed)
     x, w, b = _detached(input, weight, bias)
     original(x, running_mean, running_var, w, b, *fixed)
@@ -149,7 +150,7 @@ def functional_instance_norm(
 
 def weight_norm(original: Original, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Replace ``torch._weight_norm``, whose double backward is wrong and which has no forward mode."""
-    if not (forward_mode_active() or _graph_possible(v, g)):
+    if not (tangent_possible() or _graph_possible(v, g)):
         return original(v, g, dim)
     return v * (g / torch.norm_except_dim(v, 2, dim))
 

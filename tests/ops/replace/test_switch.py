@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import layer_norm as layer_norm_by_name
 from torch.nn.functional import scaled_dot_product_attention as attention_by_name
+from torch.utils.checkpoint import checkpoint
 
 import fastflow as ff
 from fastflow.ops.replace.activation import SETTINGS
@@ -167,6 +168,44 @@ def test_suspended_generator_keeps_its_context() -> None:
         gc.collect()
         assert active_backend() == "reference"
         assert is_right()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoints_keep_the_backend_of_their_forward(use_reentrant: bool) -> None:
+    seen = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(active_backend())
+        return x.sin().cos()
+
+    x = X.clone().requires_grad_()
+    with ff.replace_ops("reference"):
+        inside = checkpoint(function, x, use_reentrant=use_reentrant)
+    outside = checkpoint(function, x, use_reentrant=use_reentrant)
+    with ff.replace_ops():
+        (inside + outside).sum().backward()
+    assert sorted(map(str, seen)) == ["None", "None", "reference", "reference"]
+
+
+def test_jvp_of_a_checkpoint_is_right_or_refused() -> None:
+    """PyTorch keeps no tangents for a recomputation; the backward through one raises, or is right."""
+
+    def loss(function: Call) -> Tensor:
+        x = X.clone().requires_grad_()
+        return torch.autograd.grad(jvp(function, (x,), (V,))[1].square().sum(), x)[0]
+
+    def checkpointed(x: Tensor) -> Tensor:
+        return checkpoint(norm, x, use_reentrant=False)
+
+    with ff.replace_ops():
+        try:
+            tangent = jvp(checkpointed, (X,), (V,))[1]
+            actual = loss(checkpointed)
+        except (RuntimeError, NotImplementedError):
+            return
+        assert_close(tangent, jvp(norm, (X,), (V,))[1], 1e-12)
+        expected = loss(written_out)
+    assert_close(actual, expected, 1e-8)
 
 
 def test_coroutine() -> None:
