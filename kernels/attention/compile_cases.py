@@ -107,7 +107,7 @@ def _case(
     arch: str, dtype: str, D: int, direction: str, note: str = "", *,
     mask: str | None = None, results: str = "", **changes: Any,
 ) -> CompileCase:  # fmt: skip
-    """Return a case. results: the dtype of tO, of the tangents' gradients and of the primals' gradients, which are sums."""
+    """Return a case. results: the dtype of tO and of all gradients, those of the primals being added up."""
     config = _row(arch, dtype, D, direction, mask)
     kind, _, mode = direction.partition("-")
     results = results or dtype
