@@ -165,6 +165,13 @@ def test_too_little_data_for_metrics(num: int, tmp_path: Path, capsys: pytest.Ca
     assert f"the final metrics need 4 samples, and {tmp_path / 'x.npy'} holds {num}" in refusal(line, capsys)
 
 
+def test_one_sample_has_no_standard_error(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(f"likelihood {runs / 'moons'} --num 1 --steps 1 --out {tmp_path}/h.png".split())
+    printed = capsys.readouterr().out
+    assert "±" not in printed
+    assert printed.count(", of one sample") == 2
+
+
 def test_likelihood_of_one_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 4, 4), np.uint8))
     cli.main(f"train {' '.join(SMALL)} --depth 1 --data {tmp_path / 'x.npy'} --out {tmp_path / 'out'}".split())
