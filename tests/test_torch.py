@@ -146,3 +146,17 @@ def test_queries_are_constants_to_a_trace(ask):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: (x, ask()), fullgraph=True, backend="eager")
     assert compiled(X)[1] == ask()
+
+
+def test_records_gradients():
+    """At the innermost level that records, which vmap and jvp are not."""
+    wanted = dict.fromkeys(("none", "vmap", "jvp", "dual level"), False)
+    wanted |= dict.fromkeys(("grad", "vmap of grad", "jvp of grad"), True)
+    assert seen(_torch.records_gradients) == wanted
+    leaf, found = torch.zeros(3, requires_grad=True), []
+    vmap(lambda x: found.append(_torch.records_gradients(x)) or x)(leaf)
+    jvp(lambda x: found.append(_torch.records_gradients(x)) or x, (leaf,), (leaf,))
+    grad(lambda x: found.append(_torch.records_gradients(leaf)) or x)(torch.zeros(()))
+    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or x)(leaf).sum())(torch.zeros(()))
+    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or y)(x).sum())(leaf)
+    assert found == [True, True, False, False, True]

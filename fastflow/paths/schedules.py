@@ -38,7 +38,7 @@ class SigmaMin(Path):
     sigma_min: float
 
     def __post_init__(self) -> None:
-        check_number("sigma_min", self.sigma_min)
+        _store_number(self, "sigma_min")
         _require(0.0 <= self.sigma_min < 1.0, "sigma_min", "0 <= sigma_min < 1", self.sigma_min)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
@@ -76,7 +76,7 @@ class Polynomial(Path):
     n: float
 
     def __post_init__(self) -> None:
-        check_number("n", self.n)
+        _store_number(self, "n")
         _require(self.n >= 1, "n", "n >= 1 (for smaller n the velocity is infinite at t = 0)", self.n)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
@@ -105,8 +105,8 @@ class VP(Path):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        check_number("beta_min", self.beta_min)
-        check_number("beta_max", self.beta_max)
+        _store_number(self, "beta_min")
+        _store_number(self, "beta_max")
         _require(
             0.0 < self.beta_min <= self.beta_max,
             "(beta_min, beta_max)",
@@ -156,7 +156,7 @@ class Tube(Path):
     sigma: float
 
     def __post_init__(self) -> None:
-        check_number("sigma", self.sigma)
+        _store_number(self, "sigma")
         _require(self.sigma >= 0.0, "sigma", "sigma >= 0", self.sigma)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
@@ -179,7 +179,7 @@ class SchrodingerBridge(Path):
     sigma: float
 
     def __post_init__(self) -> None:
-        check_number("sigma", self.sigma)
+        _store_number(self, "sigma")
         _require(self.sigma >= 0.0, "sigma", "sigma >= 0", self.sigma)
 
     def position(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
@@ -187,6 +187,11 @@ class SchrodingerBridge(Path):
 
     def velocity(self, t: Tensor) -> tuple[Coefficient, Coefficient, Coefficient]:
         return 1.0, -1.0, 0.5 * self.sigma * (1 - 2 * t) / torch.sqrt(t * (1 - t))
+
+
+def _store_number(path: Path, name: str) -> None:
+    """Store a parameter of a frozen path as a float; raise unless it is a finite number."""
+    object.__setattr__(path, name, check_number(name, getattr(path, name)))
 
 
 def _require(condition: bool, name: str, wanted: str, got: object) -> None:

@@ -49,12 +49,13 @@ class _Watched:
     def __init__(self, field: Velocity, t0: float, t1: float) -> None:
         self.field, self.ends = field, sorted((t0, t1))
         self.steps = 0
-        self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=_EVALUATIONS)
+        self.recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_EVALUATIONS)
 
     def __call__(self, t: Tensor, state: Tensor) -> Tensor:
-        t = t.clamp(*self.ends)  # the guess of the first step looks at a time that may lie outside
+        # the guess of the first step looks at a time that may lie outside, or be NaN
+        t = t.clamp(*self.ends).nan_to_num(nan=self.ends[0])
         value = self.field(state, t.expand(len(state)))
-        self.recent.append((t, value.detach()))
+        self.recent.append((t, state.detach(), value.detach()))
         return value
 
     def callback_step(self, t: Tensor, state: Tensor, step: Tensor) -> None:
@@ -62,15 +63,15 @@ class _Watched:
         self.steps += 1
         if self.steps <= _MOST_STEPS and bool((t + step > t) & (t - step < t)):
             return
-        for seen, value in self.recent:
-            if not bool(value.isfinite().all()):
+        for seen, point, value in self.recent:
+            if bool(point.isfinite().all()) and not bool(value.isfinite().all()):
                 raise _error(seen, "the velocity or its divergence is not finite there")
         if self.steps > _MOST_STEPS:
             raise _error(t, f"{_MOST_STEPS} steps did not reach the end; loosen rtol and atol")
         raise _error(
             t,
-            "no step is small enough for rtol and atol; loosen them, or let t0 and t1 stop short of a time at which the "
-            "velocity is singular",
+            "no step is small enough for rtol and atol; loosen them, or let t0 and t1 stop short of the time at which "
+            "the velocity is singular",
         )
 
 

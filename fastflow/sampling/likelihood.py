@@ -90,6 +90,7 @@ def log_likelihood(
     """
     check_batched("x1", x1)
     check_choice("solver", solver, LikelihoodSolver)
+    t0, t1 = check_number("t0", t0), check_number("t1", t1)
     options = collect("log_likelihood", options, keywords)
     num, size = x1.shape[0], x1.shape[1:].numel()
     dtype = at_least_float32(x1)
@@ -102,7 +103,7 @@ def log_likelihood(
     # The state is [B, M + S]: the point, and for each of S estimates the integral of div v from t1 back to the time.
     start = torch.cat((x1.reshape(num, size).to(dtype), x1.new_zeros((num, num_samples(options, x1)), dtype=dtype)), 1)
     if solver == "dopri5":
-        end = dopri5(field, start, check_number("t1", t1), check_number("t0", t0), rtol, atol)
+        end = dopri5(field, start, t1, t0, rtol, atol)
     else:
         end = integrate(field, start, step_times(num_steps, t1, t0), solver=solver)
     x0, change = end[:, :size].reshape(x1.shape), end[:, size:].mT

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_count, check_number, check_value
+from .._checks import check_choice, check_count, check_number, check_value, is_differentiated
 from .._dtypes import at_least_float32
-from ..ops._tangents import has_tangent
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Solver = Literal["euler", "midpoint", "heun", "rk4"]
@@ -73,7 +72,7 @@ def step_times(num_steps: int | None, t0: float, t1: float, time_grid: Tensor | 
     signs = {(b > a) - (b < a) for a, b in pairwise(times)}
     if signs not in ({1}, {-1}) or not all(map(math.isfinite, times)):
         raise ValueError(f"time_grid must be strictly monotone and finite, got {times}")
-    if time_grid.requires_grad or has_tangent(time_grid):
+    if is_differentiated(time_grid):
         raise ValueError("time_grid must not be differentiated: its times are read as numbers; detach it")
     return times
 

@@ -108,7 +108,8 @@ def test_the_source_density_is_one_number_a_sample():
         ({"num_steps": 2, "t0": math.nan}, ValueError, "t0 must be finite, got nan"),
         ({"num_steps": 2, "t1": math.inf}, ValueError, "t1 must be finite, got inf"),
         ({"num_steps": 2, "t1": "1"}, TypeError, "t1 must be a number, got str"),
-        ({"num_steps": 2, "t0": torch.tensor(0.0, requires_grad=True)}, TypeError, "t0 must be a number, got Tensor"),
+        ({"num_steps": 2, "t0": torch.tensor(0.0, requires_grad=True)}, TypeError, "t0 must be .* pass t0.detach"),
+        ({"num_steps": 2, "t0": torch.zeros(3)}, TypeError, "t0 must be a number, got a tensor of shape"),
     ],
 )
 def test_bad_times_are_named(kwargs, error, message):
@@ -147,36 +148,32 @@ def adaptively(velocity, x: Tensor = X, **kwargs) -> ff.Likelihood:
     return ff.log_likelihood(velocity, x, solver="dopri5", method="exact", **kwargs)
 
 
-NAN_BELOW_HALF = (lambda t: torch.where(t < 0.5, math.nan, 1.0)[:, None],)
+NOT_FINITE = "the velocity or its divergence is not finite there"
 
 
 @pytest.mark.parametrize(
-    ("velocity", "kwargs", "message"),
+    ("velocity", "message"),
     [
-        (lambda x, t: x * math.nan, {}, r"t = 1: the velocity or its divergence is not finite"),
-        (lambda x, t: x * torch.where(t < 0.5, math.nan, 1.0)[:, None], {}, r"t = 0\.[34]\d*: the velocity or its"),
-        (lambda x, t: x * math.inf, {}, r"t = 1: the velocity or its divergence is not finite"),
-        (
-            lambda x, t: x.sqrt() * 0.0 + (x - x.detach()).sqrt(),
-            {},
-            r"t = 1: the velocity or its divergence is not finite",
-        ),
-        (lambda x, t: -x * x * 1e3, {"t0": 0.0}, r"cannot go on at t = 0\.99"),  # explodes backward in time
-        (lambda x, t: x.sign() / (t[:, None] - 0.5).abs().pow(1.5) + 0 * x, {}, r"cannot go on at t = 0\.50*\d*: "),
+        (lambda x, t: x * math.nan, f"t = 1: {NOT_FINITE}"),
+        (lambda x, t: x * math.inf, f"t = 1: {NOT_FINITE}"),
+        (lambda x, t: x * torch.where(t < 0.5, math.nan, 1.0)[:, None], rf"t = 0\.[34]\d*: {NOT_FINITE}"),
+        (lambda x, t: (x - 1).abs().sqrt(), f"t = 1: {NOT_FINITE}"),
+        (lambda x, t: -1e3 * x.square(), r"t = 0\.99"),  # infinite at t = 0.999
     ],
-    ids=["nan", "nan below a half", "inf", "divergence", "explosion", "singular"],
+    ids=["nan", "inf", "nan later", "nan divergence", "explosion"],
 )
-def test_an_adaptive_solve_that_cannot_go_on_says_where_and_why(velocity, kwargs, message):
-    with pytest.raises(
-        IntegrationError, match=f"solver 'dopri5' cannot go on at .*{message.partition('at ')[2] or message}"
-    ):
-        adaptively(velocity, **kwargs)
+def test_an_adaptive_solve_that_cannot_go_on_says_where_and_why(velocity, message):
+    with pytest.raises(IntegrationError, match=f"solver 'dopri5' cannot go on at {message}"):
+        adaptively(velocity)
 
 
 def test_tolerances_that_no_step_meets_are_named():
-    noise = iter(range(10**9))
-    with pytest.raises(IntegrationError, match=r"no step is small enough for rtol and atol; loosen them"):
-        adaptively(lambda x, t: x * 0 + (-1.0) ** next(noise), atol=1e-30, rtol=1e-30)
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        ff.paths.CondOT().coefficients(t)  # raises outside [0, 1]
+        return x.sin()
+
+    with pytest.raises(IntegrationError, match=r"at t = [01]\S*: no step is small enough for rtol and atol"):
+        adaptively(velocity, rtol=1e-30, atol=1e-30)
 
 
 def test_a_solve_that_takes_too_many_steps_ends(monkeypatch):
@@ -224,7 +221,6 @@ def test_an_empty_batch_has_an_empty_density():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_fixed_steps_mark_the_samples_that_are_not_finite(solver):
-    x = sample_ode(
-        lambda x, t: torch.where(x > 1.5, math.nan, x), torch.tensor([[0.1], [2.0]]), num_steps=3, solver=solver
-    )
+    x0 = torch.tensor([[0.1], [2.0]])
+    x = sample_ode(lambda x, t: torch.where(x > 1.5, math.nan, x), x0, num_steps=3, solver=solver)
     assert x.isfinite().flatten().tolist() == [True, False]

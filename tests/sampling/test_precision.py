@@ -44,9 +44,7 @@ def test_the_velocity_sees_the_dtype_of_x0_and_times_in_fp32(solver, dtype):
     path = sample_ode(velocity, torch.ones(2, 3, dtype=dtype), num_steps=1000, solver=solver, return_trajectory=True)
     assert path.dtype == dtype
     assert torch.equal(path[0], torch.ones(2, 3, dtype=dtype))
-    grid = torch.linspace(0, 1, 1001)[:-1]
-    assert torch.isin(grid, torch.tensor(times)).float().mean() > 0.9  # all distinct: bf16 has 256 of them above 0.5
-    assert len(set(times)) >= 1000
+    assert set(times) >= {torch.tensor(k / 1000).item() for k in range(1000)}  # bf16 has 128 numbers between 0.5 and 1
 
 
 @low
@@ -88,9 +86,7 @@ def test_autocast_keeps_the_state(solver):
 def test_the_density_of_low_precision_data(solver, dtype):
     pytest.importorskip("torchdiffeq")
     x = torch.linspace(-1, 1, 6).view(3, 2).to(dtype)
-    r = ff.log_likelihood(
-        lambda x, t: shrink(x, t), x, num_steps=200, solver=solver, method="exact", rtol=1e-4, atol=1e-4
-    )
+    r = ff.log_likelihood(shrink, x, num_steps=200, solver=solver, method="exact", rtol=1e-4, atol=1e-4)
     assert r.x0.dtype == r.log_prob.dtype == torch.float32
     want = -0.5 * (2 * x.float()).square().sum(1) - math.log(2 * math.pi) + 2 * math.log(2)
     torch.testing.assert_close(r.log_prob, want, rtol=2e-2, atol=2e-2)

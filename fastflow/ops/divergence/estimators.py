@@ -132,7 +132,8 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 def _project_out(Q: Tensor, v: Tensor) -> Tensor:
     """Return ``(I − Q Qᵀ) v`` for each sample. Q: ``[R, B, ...]``, v: ``[K, B, ...]``."""
     basis, columns = _to_columns(Q), _to_columns(v.to(Q.dtype))
-    return _from_columns(columns - basis @ (basis.mT @ columns), v.shape).to(v.dtype)
+    with torch.autocast(v.device.type, enabled=False):
+        return _from_columns(columns - basis @ (basis.mT @ columns), v.shape).to(v.dtype)
 
 
 def _to_columns(vectors: Tensor) -> Tensor:

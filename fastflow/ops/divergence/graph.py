@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._torch import records_gradients
 from .._tangents import has_tangent
 
-_LOST = "detach() and .data, torch.inference_mode(), or a value computed outside PyTorch (NumPy, .item())"
+_CUT = "detach() or .data, torch.inference_mode(), or a value computed outside PyTorch (NumPy, .item())"
 _CONSTANT = "Write a constant field as `0 * x + c`"
 
 
@@ -24,8 +24,8 @@ def check_tangent(value: Tensor) -> None:
     """Raise unless value carries a tangent of the innermost jvp."""
     if not has_tangent(_at_this_level(value)):
         raise RuntimeError(
-            "the field's value carries no tangent of x, so its divergence would be 0 whatever the field: the causes are "
-            f"{_LOST}; torch.no_grad() alone keeps tangents. {_CONSTANT}"
+            "the field's value carries no tangent of x, so its derivative would be 0 whatever the field. "
+            f"Causes: {_CUT}; torch.no_grad() alone keeps tangents. {_CONSTANT}"
         )
 
 
@@ -38,8 +38,8 @@ def check_recorded(value: Tensor, x: Tensor) -> None:
 def no_graph() -> RuntimeError:
     """Return the error for a field whose value has no graph that leads to x."""
     return RuntimeError(
-        "the field's value carries no graph that leads to x, so this derivative would be 0 whatever the field: the causes "
-        f"are torch.no_grad(), {_LOST} inside the field. {_CONSTANT}"
+        "the field's value carries no graph that leads to x, so its derivative would be 0 whatever the field. "
+        f"Causes, inside the field: torch.no_grad(), {_CUT}. {_CONSTANT}"
     )
 
 
