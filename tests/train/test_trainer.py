@@ -163,6 +163,22 @@ def test_exploding_run_is_stopped_before_it_is_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the step and its gradient were finite."""
+    update = EMA.update
+
+    def poison(self: EMA, step: int) -> None:
+        update(self, step)
+        if step == 4:
+            next(self.model.parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(EMA, "update", poison)
+    message = r"^ema: layers\.0\.\w+ is not finite at step 6; last good checkpoint: .*step_00000003$"
+    with pytest.raises(NonFiniteError, match=message):
+        train(Config(**FAST, steps=9, checkpoint_every=3, out=tmp_path))
+    assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+
+
 def test_log_survives_a_torn_last_line(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0, tensorboard=False)
     for step in range(1, 4):
