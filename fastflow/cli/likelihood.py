@@ -68,8 +68,8 @@ def run(command: Likelihood) -> None:
     )
     print(f"{'samples':20} {len(nats)} of {run.config.data}, at step {run.step}")
     for name, values in (("nats", nats), ("bits_per_dim", bits)):
-        error = values.std(correction=min(1, len(values) - 1)) / len(values) ** 0.5
-        print(f"{name:20} {values.mean():.4f} ± {error:.4f}")
+        error = f" ± {values.std() / len(values) ** 0.5:.4f}" if len(values) > 1 else ", of one sample"
+        print(f"{name:20} {values.mean():.4f}{error}")
     if stderr is not None:
         print(f"{'probe_error':20} {stderr.mean():.4f} nats a sample, of {command.num_probes} probes")
     command.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Refuse a command that cannot end well, before its first step and before anything is written."""
 
 import dataclasses
+import errno
 import math
 import os
 from pathlib import Path
@@ -65,13 +66,16 @@ def check_probes(num_probes: int, num: int, spec: DataSpec, device: torch.device
 def check_output_file(file: Path) -> None:
     """Raise an OSError unless the file can be written; its folder may have to be made."""
     if file.is_dir():
-        raise IsADirectoryError(f"cannot write the file {file}: it is a folder")
-    folder = file.parent
-    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        raise _os_error(errno.EISDIR, file)
+    existing = next(place for place in (file.parent, *file.absolute().parents) if os.path.lexists(place))
     if not existing.is_dir():
-        raise NotADirectoryError(f"cannot write the file {file}: {existing} is not a folder")
+        raise _os_error(errno.ENOTDIR, existing)
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write the file {file}: no permission to write in {existing}")
+        raise _os_error(errno.EACCES, existing)
+
+
+def _os_error(code: int, path: Path) -> OSError:
+    return OSError(code, os.strerror(code), str(path))
 
 
 def _check_libraries(config: Config, spec: DataSpec) -> None:

@@ -100,15 +100,15 @@ COMMANDS = {
     "sample {labelled} --label 0": "label must be one of the 3 classes 3, 5, 10, got '0'",
     "sample {labelled} --label -1": "label must be one of the 3 classes 3, 5, 10, got '-1'",
     "sample {labelled} --num 100000 --out {tmp}/a.png": "samples is too large: write an .npz file",
-    "sample {moons} --out {tmp}/file/a.npz": "is not a folder",
-    "sample {moons} --out {tmp}/folder.npz": "folder.npz: it is a folder",
+    "sample {moons} --out {tmp}/file/a.npz": "file: Not a directory",
+    "sample {moons} --out {tmp}/folder.npz": "folder.npz: Is a directory",
     "likelihood {moons} --steps 0": "steps must be at least 1, got 0",
     "likelihood {moons} --num-probes -1": "num_probes must be at least 1, got -1",
     "likelihood {moons} --levels 100000": "levels must be at most 65536",
     "likelihood {moons} --num 1000000000000": "num 1000000000000 would need",
     "likelihood {moons} --num 4 --num-probes 1000000000000": "num_probes 1000000000000 would need",
     "likelihood {moons} --device gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
-    "likelihood {moons} --out {tmp}/file/h.png": "is not a folder",
+    "likelihood {moons} --out {tmp}/file/h.png": "file: Not a directory",
 }
 
 
@@ -165,6 +165,13 @@ def test_too_little_data_for_metrics(num: int, tmp_path: Path, capsys: pytest.Ca
     assert f"the final metrics need 4 samples, and {tmp_path / 'x.npy'} holds {num}" in refusal(line, capsys)
 
 
+def test_one_sample_has_no_standard_error(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(f"likelihood {runs / 'moons'} --num 1 --steps 1 --out {tmp_path}/h.png".split())
+    printed = capsys.readouterr().out
+    assert "±" not in printed
+    assert printed.count(", of one sample") == 2
+
+
 def test_likelihood_of_one_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 4, 4), np.uint8))
     cli.main(f"train {' '.join(SMALL)} --depth 1 --data {tmp_path / 'x.npy'} --out {tmp_path / 'out'}".split())
@@ -175,12 +182,12 @@ def test_output_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     os.symlink(tmp_path / "nowhere", tmp_path / "broken")
     for folder in (tmp_path / "file", tmp_path / "file" / "deep" / "er", tmp_path / "broken"):
-        with pytest.raises(NotADirectoryError, match=f"cannot write the file {folder}/a.npz: .* is not a folder"):
+        with pytest.raises(NotADirectoryError, match=r"Not a directory: .*/(file|broken)'"):
             preflight.check_output_file(folder / "a.npz")
     preflight.check_output_file(tmp_path / "new" / "deep" / "a.npz")
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(PermissionError, match=f"no permission to write in {tmp_path}"):
+    with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path}'"):
         preflight.check_output_file(tmp_path / "new" / "a.npz")
 
 

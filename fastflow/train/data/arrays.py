@@ -15,6 +15,7 @@ from .labels import class_indices
 from .spec import DataSpec, Kind
 
 _CHUNK = 1 << 24  # values that are read at a time
+_SMALLEST_SPAN, _LARGEST_SPAN = 1e-100, 1e100  # metrics square distances
 _NUMBERS = "buif"  # NumPy's kinds of real numbers: bool, unsigned, signed, floating point
 _MAGIC = b"\x93NUMPY"
 _OTHER_FORMATS = {b"PK": "an .npz archive", b"\x1f\x8b": "compressed with gzip"}
@@ -115,15 +116,15 @@ def _moments(path: Path, array: np.ndarray) -> tuple[float, float]:
         span = float(_above(low, high[None])[0])
     if span == 0.0:
         raise ValueError(f"{path} holds one value throughout")
-    if not math.isfinite(span):
-        raise ValueError(f"{path} holds values from {low} to {high}, a range beyond float64")
+    if not _SMALLEST_SPAN < span < _LARGEST_SPAN:
+        raise ValueError(f"{path} holds values from {low} to {high}, whose squares float64 cannot hold: scale them")
     mean = sum(float((_above(low, part) / span).sum()) for part in _chunks(array)) / array.size
     square = sum(float(np.square(_above(low, part) / span - mean).sum()) for part in _chunks(array))
     std = span * math.sqrt(square / array.size)
     if max(abs(float(low)), abs(float(high))) > 2.0**43 * std:  # float64 keeps a thousandth of the std up to here
         raise ValueError(f"{path} holds values near {low} that differ too little for float64: subtract {low} and save")
     # machines sum in different orders: keep digits that do not depend on it
-    digit = max(2.0 ** (math.frexp(std)[1] - 24), math.ulp(0.0))
+    digit = 2.0 ** (math.frexp(std)[1] - 24)
     return round((float(low) + mean * span) / digit) * digit, round(std / digit) * digit
 
 

@@ -24,6 +24,8 @@ def load_data(data: str, labels: Path | None = None, image_size: int = 32) -> Da
         FileNotFoundError: data is neither a known name nor a file or folder.
         ValueError: a file or folder does not hold what it should; the message names it.
     """
+    if not data:  # Path would take it for the current folder
+        raise ValueError("data must name a data set, a folder or a file, got ''")
     path = Path(data)
     if labels is not None and path.suffix.lower() != ".npy":
         raise ValueError(f"labels belong to data in an .npy array, got data {data!r}")

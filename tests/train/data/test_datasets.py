@@ -160,6 +160,7 @@ class _Bomb:
     ("make", "error", "message"),
     [
         (lambda folder: ("nothing", None), FileNotFoundError, "digits, mnist5k, moons.*'nothing'"),
+        (lambda folder: ("", None), ValueError, "data must name a data set, a folder or a file, got ''"),
         (lambda folder: (str(folder / "no.npy"), None), FileNotFoundError, "no.npy"),
         (lambda folder: (str(folder), None), ValueError, "no images under"),
         (lambda folder: ("digits", folder / "y.npy"), ValueError, "labels belong to data in an .npy array"),

@@ -105,7 +105,6 @@ SHOWN = {
     "RGBX TIFF": (lambda: saved(flat("RGBX", (*GREEN, 0)), "tif"), GREEN),
     "CMYK TIFF": (lambda: saved(flat("CMYK", (0, 255, 255, 0)), "tif"), RED),
     "CMYK JPEG": (lambda: saved(flat("CMYK", (255, 255, 255, 0)), "jpg"), (0, 0, 0)),  # Pillow writes Adobe's inversion
-    "YCbCr TIFF": (lambda: saved(flat("YCbCr", (76, 85, 255)), "tif"), (254, 0, 0)),
     "LAB TIFF": (lambda: saved(flat("LAB", (136, 128, 128)), "tif"), (127, 127, 127)),
     "16-bit PNG": (lambda: saved(deep(20000)), 3 * (GREY16,)),
     "16-bit TIFF": (lambda: saved(deep(20000), "tif"), 3 * (GREY16,)),
@@ -139,6 +138,11 @@ SHOWN = {
 @pytest.mark.parametrize(("make", "expected"), SHOWN.values(), ids=SHOWN)
 def test_every_mode_shows_its_colour(make: Callable[[], bytes], expected: tuple[float, ...]) -> None:
     assert colour(make()) == pytest.approx(expected, abs=1.01 if max(expected) % 1 == 0 else 0.01)
+
+
+@pytest.mark.skipif(int(Image.__version__.split(".")[0]) < 12, reason="older versions of Pillow refuse the file")
+def test_ycbcr_tiff() -> None:
+    assert colour(saved(flat("YCbCr", (76, 85, 255)), "tif")) == [254.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
