@@ -125,7 +125,7 @@ def _from_json(kind: Any, meta: dict[str, Any], name: str) -> Any:
             raise DamagedCheckpointError(f"{name}: {key} cannot be {values[key]!r}")
     try:
         return kind.from_json(values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DamagedCheckpointError(f"{name}: {error}") from error
 
 

@@ -180,4 +180,5 @@ def test_an_output_that_cannot_be_written_is_named(
     first = TRAIN if command == "train" else ["sample", str(tmp_path / "run"), "--num", "2", "--steps", "1"]
     assert status(*first, "--out", out) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fastflow: {tmp_path / 'file'}")
+    assert line.startswith("fastflow: ")
+    assert str(tmp_path / "file") in line
