@@ -21,7 +21,7 @@ This page judges {num} ops that models contain by central differences in float64
 
 Each column is a mode: the gradient; the tangent (`jvp`); the gradient of the tangent, with respect to inputs, weights
 and tangents, by `torch.func` and by a bare `forward_ad.dual_level`; the tangent of the gradient (`jvp(grad)`); the
-gradient of the gradient.
+gradient of the gradient; gradient and tangent of `vmap(vjp)`.
 
 To judge them again: `python -m tests.ops.replace.table`.
 """
