@@ -1,4 +1,4 @@
-"""Scales of zero and below, masks of any finite value, large logits: every implementation gives the reference's number."""
+"""Scales of zero and below, any finite mask, large logits: every implementation gives the reference's number."""
 
 import pytest
 import torch
