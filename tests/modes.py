@@ -185,7 +185,7 @@ def vmap_of_one_argument(f: Function, p: Problem) -> Any:
     """Each alone, at the first axis and at the third."""
     results = []
     for i, many in enumerate(p.xs):
-        for dim in (0, 2):
+        for dim in (0, 2)[: max(1, many.ndim - 1)]:
             dims = tuple(dim if j == i else None for j in p.every)
             results.append(vmap(f, dims)(*p.x[:i], many.movedim(0, dim), *p.x[i + 1 :]))
     return results
