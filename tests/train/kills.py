@@ -146,14 +146,16 @@ def flip(file: Path, rng: random.Random) -> None:
 
 
 def check_flips(folder: Path, count: int, rng: random.Random) -> None:
-    """Check that no flipped bit in a checkpoint is loaded."""
+    """Check that no flipped bit changes what is loaded; the E of a number may become a capital."""
+    whole = load_checkpoint(folder)
     for _ in range(count):
         file = rng.choice(sorted(folder.iterdir()))
         content = file.read_bytes()
         flip(file, rng)
         with contextlib.suppress(DamagedCheckpointError):
-            load_checkpoint(folder)
-            raise AssertionError(f"{file} was loaded with a flipped bit")
+            loaded = load_checkpoint(folder)
+            assert file.name == "manifest.json", f"{file} was loaded with a flipped bit"
+            assert (loaded.step, loaded.meta) == (whole.step, whole.meta)
         file.write_bytes(content)
     load_checkpoint(folder)
 
@@ -178,7 +180,7 @@ def main() -> None:
                 check_same(out, whole)
             print(f"{trial.__name__}: {options.count} runs, each ended as the one left alone")
         check_flips(list_checkpoints(whole / "checkpoints")[0], 50 * options.count, rng)
-        print(f"{50 * options.count} flipped bits, none loaded")
+        print(f"{50 * options.count} flipped bits, none of them believed")
 
 
 if __name__ == "__main__":
