@@ -1,6 +1,7 @@
 """The command line: ``fastflow train | sample | likelihood | doctor``."""
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     number. Anything else is a bug, and keeps its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: ± on an ASCII terminal
     try:
         with _plain_warnings():
             _run(_parse(arguments))

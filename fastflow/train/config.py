@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +147,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_settings(self, INTERVALS)
+        if os.fsencode(self.out).decode("utf-8", "replace") != str(self.out):  # safetensors reads no other path
+            raise ValueError(f"out must be valid UTF-8, got {str(self.out)!r}")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
 

@@ -1,6 +1,7 @@
 """How the command line ends: one line and the documented status, and a traceback for bugs only."""
 
 import errno
+import io
 import os
 import shlex
 import signal
@@ -167,6 +168,20 @@ def test_no_usable_checkpoint(command: str, tmp_path: Path, capsys: pytest.Captu
     with pytest.warns(RuntimeWarning, match="skipped"):
         assert status(*([*arguments, "--resume"] if command == "train" else ["sample", str(tmp_path)])) == 2
     assert f"fastflow: every checkpoint in {tmp_path}/checkpoints is damaged; the newest: " in capsys.readouterr().err
+
+
+def test_an_ascii_terminal_shows_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(cli.doctor, "run", lambda: print("1.0 ± 0.1"))
+    cli.main(["doctor"])
+    assert stream.buffer.getvalue().split() == [b"1.0", b"\\xb1", b"0.1"]
+
+
+def test_a_path_that_safetensors_cannot_read_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*TRAIN, "--out", str(tmp_path / "r\udcff")) == 2
+    assert "fastflow: out must be valid UTF-8, got " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["train", "sample"])
