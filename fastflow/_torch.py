@@ -114,8 +114,11 @@ def records_gradients(x: Tensor) -> bool:
 
 
 def has_tangent_at_any_level(x: Tensor) -> bool:
-    """Return True if forward-mode AD carries a tangent on x at any level of nested torch.func transforms."""
-    if not inside_transform():
+    """Return True if forward-mode AD carries a tangent on x at any level of nested torch.func transforms.
+
+    Under torch.compile, which cannot trace the search, at the innermost level only.
+    """
+    if torch.compiler.is_compiling() or not inside_transform():
         return forward_ad.unpack_dual(x).tangent is not None
     interpreter = retrieve_current_functorch_interpreter()
     if interpreter.key().name == "Jvp" and forward_ad.unpack_dual(x).tangent is not None:
@@ -183,8 +186,15 @@ def is_transparent(kind: type) -> bool:
     return _hooks(kind) in (_hooks(Tensor), _hooks(torch.nn.Parameter))
 
 
+def is_fake(x: Tensor) -> bool:
+    """Return True for a tensor without data, of torch.compile's or FakeTensorMode's tracing."""
+    from torch._subclasses.fake_tensor import FakeTensor  # takes time
+
+    return isinstance(x, FakeTensor)
+
+
 def own_attention(*args: Any, **kwargs: Any) -> Tensor:
-    """Call PyTorch's scaled_dot_product_attention, whatever may stand in ``torch.nn.functional`` in its place."""
+    """Call PyTorch's scaled_dot_product_attention, also while ``torch.nn.functional`` holds a replacement."""
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
 
 
@@ -270,10 +280,3 @@ def _innermost(x: Tensor) -> Tensor:
 def _fresh_keys(device: str) -> "torch._C.DispatchKeySet":
     with torch.inference_mode(False):
         return torch._C._dispatch_keys(torch.empty(0, device=device))
-
-
-def is_fake(x: Tensor) -> bool:
-    """Return True for a tensor without data, of torch.compile's or FakeTensorMode's tracing."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(x, FakeTensor)

@@ -146,7 +146,7 @@ class TwiceDifferentiable:
         self.forward = _forward(self, layout(Forward))
         self.backward = _backward(self, layout(Backward, Saved), len(x._fields))  # type: ignore[attr-defined]
         self.dual_forward = _dual_forward(self, layout(DualForward))
-        self.dual_backward = _dual_backward(self, layout(DualBackward, DualSaved), len(x._fields))  # type: ignore
+        self.dual_backward = _dual_backward(self, layout(DualBackward, DualSaved), len(x._fields))  # type: ignore[attr-defined]
 
     def __call__(self, x: Group, constants: Group, prepare: Prepare) -> Tensor:
         """Return out, whatever transform is active.

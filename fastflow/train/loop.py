@@ -199,6 +199,7 @@ def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContex
 
 
 def _progress(config: Config, state: State) -> Any:
+    on_terminals_only = None
     return extra("tqdm").tqdm(
-        total=config.steps, initial=state.step, desc=config.data, unit="step", disable=None
-    )  # on a terminal only
+        total=config.steps, initial=state.step, desc=config.data, unit="step", disable=on_terminals_only
+    )
