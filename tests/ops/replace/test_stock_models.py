@@ -11,7 +11,7 @@ from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastflow import replace_ops
-from tests.compare import assert_close, tensors
+from tests.compare import assert_close, math_layer_norm, tensors
 from tests.ops.replace.stock_models import STOCK, Stock, fastflow_dit
 
 Mode = Callable[[Stock, Tensor, Tensor], object]
@@ -48,13 +48,8 @@ MODES: dict[str, Mode] = {
 
 @contextmanager
 def written_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def layer_norm(x: Tensor, shape: object, weight: object = None, bias: object = None, eps: float = 1e-5) -> Tensor:
-        y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
-        y = y if weight is None else y * weight
-        return y if bias is None else y + bias
-
     with monkeypatch.context() as patch, sdpa_kernel(SDPBackend.MATH):
-        patch.setattr(F, "layer_norm", layer_norm)
+        patch.setattr(F, "layer_norm", math_layer_norm)
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # it has no tangents
         yield
