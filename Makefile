@@ -18,7 +18,7 @@ test-fast: $(VENV)/.test
 	$(PYTEST) -m "not slow"
 
 # The declared floor, which GPU machines run: ops and kernels on its PyTorch and Triton, in a venv of their own.
-OLDEST := torch==2.11.0 triton==3.6.0 numpy==2.3.5
+OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 numpy==2.3.5
 test-oldest: $(VENV)-oldest/.test
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest --numprocesses auto --dist loadfile tests/ops tests/kernels tests/test_*.py
 
@@ -46,6 +46,7 @@ compile-report: $(VENV)/.test
 	$(BIN)/python -m bench.compiler
 
 release-check: lint test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.train.kills --count 50
 	rm -rf dist && $(PYTHON) -m venv --clear dist/.venv && dist/.venv/bin/python -m pip install --quiet build
 	dist/.venv/bin/python -m build --outdir dist
 	dist/.venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[train]"
@@ -68,7 +69,7 @@ $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)-oldest/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-oldest
-	{ grep -vE '^(torch|triton|numpy)==' constraints.txt; printf '%s\n' $(OLDEST); } > $(VENV)-oldest/constraints.txt
+	{ grep -vE '^(torch|torchvision|triton|numpy)==' constraints.txt; printf '%s\n' $(OLDEST); } > $(VENV)-oldest/constraints.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(VENV)-oldest/constraints.txt --editable '.[train,ode,test]'
 	touch $@

@@ -103,6 +103,9 @@ def requested(backend: str) -> str:
 @constant_when_traced
 @functools.cache
 def _capability(device_index: int | None) -> tuple[int, int]:
+    """Return the compute capability, or (0, 0) without a GPU: fake tensors need none."""
+    if not torch.cuda.is_available():
+        return 0, 0
     return torch.cuda.get_device_capability(device_index)
 
 

@@ -3,7 +3,6 @@
 import functools
 import operator
 import os
-from inspect import getattr_static
 from numbers import Real
 from typing import Any, Protocol, SupportsIndex, get_args
 
@@ -13,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ._dtypes import at_least_float32
-from ._torch import below_transforms, requires_grad_at_any_level, transforms, unwrapped
+from ._torch import below_transforms, is_transparent, requires_grad_at_any_level, transforms, unwrapped
 
 
 class HasDomain(Protocol):
@@ -61,9 +60,11 @@ def why_not_dense(x: Tensor) -> str | None:
     Parameters are dense, and so are fake tensors and others that PyTorch itself traces with. A subclass with a
     ``__torch_function__`` or ``__torch_dispatch__`` of its own is not: its memory may hold anything.
     """
-    x = below_transforms(x)
+    inner = below_transforms(x)
+    if inner is not x and (found := why_not_dense(inner)) is not None:
+        return found
     kind = type(x)
-    if kind is not Tensor and kind is not Parameter and not _is_transparent(kind):
+    if kind is not Tensor and kind is not Parameter and not is_transparent(kind):
         return _SUBCLASSES.get(kind.__name__, f"a tensor of class {kind.__name__}: pass a plain one with its values")
     if x.is_nested:
         return _SUBCLASSES["NestedTensor"]
@@ -78,23 +79,6 @@ _SUBCLASSES = {
     "MaskedTensor": "a MaskedTensor: pass x.get_data() and mask the result",
     "CausalBias": "a CausalBias, which has no values: only attention takes it, as attn_mask",
 }
-_TRACING = {
-    "torch._subclasses.fake_tensor.FakeTensor",
-    "torch._subclasses.functional_tensor.FunctionalTensor",
-    "torch.distributed._functional_collectives.AsyncCollectiveTensor",
-}
-
-
-@functools.cache
-def _is_transparent(kind: type) -> bool:
-    """Return True if tensors of this class are used as plain ones are."""
-    if any(f"{base.__module__}.{base.__qualname__}" in _TRACING for base in kind.__mro__):
-        return True
-    return _hooks(kind) in (_hooks(Tensor), _hooks(Parameter))
-
-
-def _hooks(kind: type) -> tuple[object, object]:
-    return getattr_static(kind, "__torch_function__"), getattr_static(kind, "__torch_dispatch__")
 
 
 def check_number(name: str, x: Any) -> float:

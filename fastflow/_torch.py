@@ -7,6 +7,7 @@ are the subject of ``kernels/attention/aten.py`` and are called there.
 import functools
 import importlib
 from collections.abc import Callable, Sequence
+from inspect import getattr_static
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,12 @@ from torch.autograd import forward_ad
 from torch.utils import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
+_MOST_LEVELS = 8
+_TRACING = {
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.functional_tensor.FunctionalTensor",
+    "torch.distributed._functional_collectives.AsyncCollectiveTensor",
+}
 
 
 def constant_when_traced(function: F) -> F:
@@ -49,9 +56,18 @@ def holds_without_guard(condition: bool | torch.SymBool) -> bool:
     """
     if not torch.compiler.is_compiling() and isinstance(condition, bool):
         return condition
+    if isinstance(condition, Tensor):  # torch.jit.trace records sizes as tensors
+        return False
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
 
     return statically_known_true(condition)
+
+
+@constant_when_traced
+def traced_by_autograd() -> bool:
+    """Return True while AOTAutograd traces a compiled graph; ``torch.compiler.is_compiling`` is False there."""
+    keys = (torch._C._TorchDispatchModeKey.FUNCTIONAL, torch._C._TorchDispatchModeKey.PROXY)
+    return any(torch._C._get_dispatch_mode(key) is not None for key in keys)
 
 
 @constant_when_traced
@@ -140,23 +156,57 @@ def apply(function: Any, *args: Any) -> Any:
 def can_skip_dispatcher(*args: Any) -> bool:
     """Return True if the dispatcher would only pass these tensors on.
 
-    That is, no transform or dispatch mode is active, and every tensor has the dispatch keys of a fresh one: it is no
-    subclass and no zero tensor without memory.
+    That is, no transform or dispatch mode is active, nothing is traced, and every tensor has values and the dispatch
+    keys of a fresh one: it is no subclass and no zero tensor without memory.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or inside_transform():
+        return False
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace would record this call's sizes
         return False
     keys_of, fresh = torch._C._dispatch_keys, None
     for x in args:
         if isinstance(x, Tensor):
             fresh = fresh or _fresh_keys(x.device.type)
-            if keys_of(x) != fresh:
+            if keys_of(x) != fresh or x.is_meta:
                 return False
     return True
+
+
+@functools.cache
+def is_transparent(kind: type) -> bool:
+    """Return True if PyTorch traces with this class of tensors, or if it changes nothing of Tensor or Parameter.
+
+    The hooks of a class are public, but not what they are by default; importing the classes of tracing takes time.
+    """
+    if any(f"{base.__module__}.{base.__qualname__}" in _TRACING for base in kind.__mro__):
+        return True
+    return _hooks(kind) in (_hooks(Tensor), _hooks(torch.nn.Parameter))
 
 
 def own_attention(*args: Any, **kwargs: Any) -> Tensor:
     """Call PyTorch's scaled_dot_product_attention, whatever may stand in ``torch.nn.functional`` in its place."""
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
+
+
+def is_batched_grad(x: Tensor) -> bool:
+    """Return True inside the backward pass of ``autograd.grad(is_grads_batched=True)`` for what it maps."""
+    return _functorch.is_legacy_batchedtensor(x)
+
+
+def unbatched_grad(x: Tensor) -> tuple[Tensor, int | None]:
+    """Return a batched cotangent with the mapped axis in front, and the level that maps it; (x, None) for any other."""
+    if not is_batched_grad(x):
+        return x, None
+    for level in range(1, _MOST_LEVELS):
+        values = torch._remove_batch_dim(x, level, 1, 0)  # expands x if this level does not map it
+        if not is_batched_grad(values):
+            return values, level
+    raise NotImplementedError("is_grads_batched=True inside is_grads_batched=True: use torch.func.vmap for one of them")
+
+
+def batched_grad(x: Tensor, level: int) -> Tensor:
+    """Undo :func:`unbatched_grad`."""
+    return torch._add_batch_dim(x, 0, level)
 
 
 def weight_norm_owners() -> tuple[Any, ...]:
@@ -206,6 +256,10 @@ def _take_function_modes() -> list[overrides.TorchFunctionMode]:
     return [overrides._pop_mode() for _ in range(overrides._len_torch_function_stack())][::-1]
 
 
+def _hooks(kind: type) -> tuple[object, object]:
+    return getattr_static(kind, "__torch_function__"), getattr_static(kind, "__torch_dispatch__")
+
+
 def _innermost(x: Tensor) -> Tensor:
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
@@ -216,3 +270,10 @@ def _innermost(x: Tensor) -> Tensor:
 def _fresh_keys(device: str) -> "torch._C.DispatchKeySet":
     with torch.inference_mode(False):
         return torch._C._dispatch_keys(torch.empty(0, device=device))
+
+
+def is_fake(x: Tensor) -> bool:
+    """Return True for a tensor without data, of torch.compile's or FakeTensorMode's tracing."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(x, FakeTensor)

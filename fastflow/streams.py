@@ -57,8 +57,9 @@ class Stream:
             TypeError, ValueError: batch_size is not an int, or is negative.
             RuntimeError: torchrun started several processes, and torch.distributed is not initialized yet.
         """
-        offset, first_sample = self._next(batch_size)
-        return GaussianNoise(self._seed, offset, first_sample, batch_size)
+        noise = GaussianNoise(self._seed, self._draws, self._first_sample(batch_size), batch_size)
+        self._draws += 1
+        return noise
 
     def times(
         self,
@@ -74,18 +75,19 @@ class Stream:
 
         Arguments are as for :func:`fastflow.paths.sample_times`, errors also as for :meth:`noise`.
         """
-        offset, first_sample = self._next(batch_size)
-        return sample_times(
+        times = sample_times(
             path,
             batch_size,
             seed=self._seed,
-            offset=offset,
-            first_sample=first_sample,
+            offset=self._draws,
+            first_sample=self._first_sample(batch_size),
             distribution=distribution,
             mean=mean,
             std=std,
             device=device,
         )
+        self._draws += 1
+        return times
 
     def state_dict(self) -> dict[str, int]:
         """Return the seed and the number of draws: the same in every process, and for any number of them."""
@@ -97,6 +99,8 @@ class Stream:
         Raises:
             TypeError, ValueError: the state is not that of a stream.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping, got {type(state).__name__}")
         if state.keys() != {"seed", "draws"}:
             raise ValueError(f"state must have the keys 'seed' and 'draws', got {sorted(map(str, state))}")
         check_stream(state["seed"], 0)
@@ -105,20 +109,16 @@ class Stream:
             raise ValueError(f"draws must satisfy 0 <= draws < 2^63, got {state['draws']}")
         self._seed, self._draws = state["seed"], state["draws"]
 
-    def _next(self, batch_size: int) -> tuple[int, int]:
-        """Count a draw and return its offset and the first sample of this process."""
+    def _first_sample(self, batch_size: int) -> int:
+        """Return the first sample of this process's share of the next draw."""
         check_integer("batch_size", batch_size)
         if batch_size < 0:
             raise ValueError(f"batch_size must not be negative, got {batch_size}")
-        rank = self._place()
-        offset = self._draws
         if debug_checks() and distributed.is_available() and distributed.is_initialized():
-            _check_same_everywhere({"seed": self._seed, "draws": offset, "batch_size": batch_size})
-        self._draws += 1
-        return offset, rank * batch_size
+            _check_same_everywhere({**self.state_dict(), "batch_size": batch_size})
+        return self._current_rank() * batch_size
 
-    def _place(self) -> int:
-        """Return the rank of this process."""
+    def _current_rank(self) -> int:
         if self._rank is not None and self._world_size is not None:
             return self._rank
         rank, world_size = 0, 1

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ gradients = functools.partial(torch.autograd.grad, materialize_grads=True)  # ze
 class Problem:
     """The point, tangents and weights at which a function is differentiated.
 
-    x: at least two tensors of two or more dimensions; t: a tangent of each; ts: K tangents of each; xs: K points, each
+    x: tensors of two or more dimensions; t: a tangent of each; ts: K tangents of each; xs: K points, each
     ``[K, ...]``; w, ws: weights of the result and of K results in a scalar loss; square: that of the result's square.
     """
 
@@ -47,6 +47,22 @@ class Problem:
     def halves(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Split primals and tangents."""
         return tuple(tensors[: len(self.x)]), tuple(tensors[len(self.x) :])
+
+    def at(self, positions: Sequence[int], f: Function) -> "tuple[Function, Problem]":
+        """Return f as a function of some of its inputs, the others held fixed, and the problem of these."""
+        x = list(self.x)
+
+        def of_some(*some: Tensor) -> Tensor:
+            every = x.copy()
+            for i, y in zip(positions, some, strict=True):
+                every[i] = y
+            return f(*every)
+
+        def pick(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [tensors[i] for i in positions]
+
+        picked = {name: pick(getattr(self, name)) for name in ("x", "t", "ts", "xs")}
+        return of_some, replace(self, **picked)
 
     def loss(self, f: Function) -> Callable[..., Tensor]:
         return lambda *x: (f(*x) * self.w).sum() + self.square * f(*x).square().sum()
@@ -166,12 +182,13 @@ def jvp_of_vmap(f: Function, p: Problem) -> Any:
 
 @mode
 def vmap_of_one_argument(f: Function, p: Problem) -> Any:
-    first, second, *rest = p.x
-    unmapped = (None,) * len(rest)
-    return (
-        vmap(f, (0, None, *unmapped))(p.xs[0], second, *rest),
-        vmap(f, (None, 2, *unmapped))(first, p.xs[1].movedim(0, 2), *rest),
-    )
+    """Each alone, at the first axis and at the third."""
+    results = []
+    for i, many in enumerate(p.xs):
+        for dim in (0, 2)[: max(1, many.ndim - 1)]:
+            dims = tuple(dim if j == i else None for j in p.every)
+            results.append(vmap(f, dims)(*p.x[:i], many.movedim(0, dim), *p.x[i + 1 :]))
+    return results
 
 
 @mode
@@ -185,8 +202,16 @@ def jacobian_by_rows(f: Function, p: Problem) -> Any:
 
 
 def _shifted_loss(f: Function, p: Problem) -> Callable[[Tensor], Tensor]:
-    """A loss of a vector [D], through the first two arguments: its Hessian is small."""
-    return lambda z: p.loss(f)(p.x[0] + z, p.x[1] * z, *p.x[2:])
+    """A loss of a vector [D], through the first two arguments, or through one: its Hessian is small."""
+    first, *rest = p.x
+
+    def loss(z: Tensor) -> Tensor:
+        if not rest:
+            return p.loss(f)(first * (1 + z))  # a shift of every key changes nothing
+        factor = z if rest[0].shape[-1] == z.shape[0] else z.sum()
+        return p.loss(f)(first + z, rest[0] * factor, *rest[1:])
+
+    return loss
 
 
 @mode

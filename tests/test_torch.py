@@ -115,6 +115,7 @@ def test_the_dispatcher_is_skipped_for_fresh_tensors_only():
     assert _torch.can_skip_dispatcher(X, None, 1.0, "a", X.T, X.clone().requires_grad_())
     assert not _torch.can_skip_dispatcher(torch.nn.Buffer(X), torch._efficientzerotensor((2,)))
     assert not _torch.can_skip_dispatcher(X, X.to("meta"))
+    assert not _torch.can_skip_dispatcher(X.to("meta"))
     assert not any(_torch.can_skip_dispatcher(x) for x in (X.to_sparse(), torch.complex(X, X).conj()))
     inside = seen(_torch.can_skip_dispatcher)
     assert inside == {**dict.fromkeys(inside, False), "none": True, "dual level": True}
@@ -148,6 +149,160 @@ def test_queries_are_constants_to_a_trace(ask):
     assert compiled(X)[1] == ask()
 
 
+def test_the_tensor_below_transforms():
+    for name, below in seen(lambda x: (x, _torch.below_transforms(x))).items():
+        x, inner = below
+        assert (inner is x) == (name in ("none", "dual level")), name
+        assert type(inner) is Tensor
+
+
+def test_classes_that_change_nothing():
+    from torch._subclasses import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+    from torch.nn.attention.bias import CausalBias
+
+    class Plain(Tensor):
+        pass
+
+    transparent = (Tensor, Plain, torch.nn.Parameter, FakeTensor, FunctionalTensor, AsyncCollectiveTensor)
+    assert all(map(_torch.is_transparent, transparent))
+    assert not any(map(_torch.is_transparent, (CausalBias, torch.nn.UninitializedParameter)))
+
+
+def test_conditions_on_symbolic_sizes_are_no_guards():
+    assert _torch.holds_without_guard(True)
+    assert not _torch.holds_without_guard(False)
+    dim, found = torch.export.Dim("n", min=2, max=100), []
+
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            found.extend(_torch.holds_without_guard(x.shape[0] <= bound) for bound in (3, 100))
+            return x + 1
+
+    program = torch.export.export(Model(), (X,), dynamic_shapes=({0: dim},))
+    assert found[:2] == [False, True]
+    assert program.module()(torch.zeros(50, 3)).shape == (50, 3)
+
+
+def test_the_dispatcher_is_not_skipped_under_a_trace():
+    found = []
+    torch.jit.trace(lambda x: found.append(_torch.can_skip_dispatcher(x)) or x + 1, X, check_trace=False)
+    assert found == [False]
+
+
+def test_own_attention_is_pytorchs(monkeypatch):
+    x = torch.randn(1, 2, 5, 4)
+    expected = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    torch.testing.assert_close(_torch.own_attention(x, x, x, is_causal=True), expected)
+
+
+def test_batched_gradients_are_seen_and_unpacked():
+    """The mechanism behind is_grads_batched=True, which is not torch.func's."""
+    levels = []
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g: Tensor) -> Tensor:
+            assert _torch.is_batched_grad(g)
+            values, level = _torch.unbatched_grad(g)
+            levels.append(level)
+            assert not _torch.is_batched_grad(values)
+            assert torch.equal(values, G)
+            return _torch.batched_grad(2 * values, level)
+
+    G, leaf = torch.randn(4, 2, 3), X.clone().requires_grad_()
+    (got,) = torch.autograd.grad(Identity.apply(leaf), leaf, G, is_grads_batched=True)
+    assert torch.equal(got, 2 * G)
+    assert levels == [1]
+    assert _torch.unbatched_grad(X) == (X, None)
+    assert not any(seen(_torch.is_batched_grad).values())
+
+
+def test_tangents_are_seen_at_any_level():
+    found = {}
+
+    def ask(name):
+        def function(x):
+            found[name] = _torch.has_tangent_at_any_level(x)
+            return x.sin().sum()
+
+        return function
+
+    jvp(ask("jvp"), (X,), (X,))
+    jvp(grad(ask("jvp of grad")), (X,), (X,))
+    jvp(vmap(ask("jvp of vmap")), (X,), (X,))
+    jvp(lambda w: grad(lambda x: ask("captured")(w) + x.sum())(X), (X,), (X,))
+    vmap(lambda t: jvp(ask("vmap of jvp"), (X,), (t,)))(torch.stack([X, X]))
+    grad(ask("grad"))(X)
+    jvp(lambda x: ask("constant")(X) + x.sum(), (X,), (X,))
+    with fwAD.dual_level():
+        ask("dual level")(fwAD.make_dual(X, X))
+    ask("none")(X)
+    without = dict.fromkeys(["grad", "constant", "none"], False)
+    assert found == {**dict.fromkeys(found, True), **without}
+
+
+def test_function_modes_come_and_go_in_any_order():
+    class Mode(torch.overrides.TorchFunctionMode):
+        pass
+
+    ours, theirs = Mode(), Mode()
+    stack = torch.overrides._get_current_function_mode_stack
+    with theirs:
+        _torch.push_function_mode_below(ours)
+        assert stack() == [ours, theirs]
+        _torch.remove_function_mode(ours)
+        _torch.remove_function_mode(ours)
+        assert stack() == [theirs]
+    assert stack() == []
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint_looks_its_parts_up_at_each_call(use_reentrant, monkeypatch):
+    called = []
+    for role, (owner, name) in _torch.checkpoint_places().items():
+        original = getattr(owner, name)
+
+        def wrapped(*args, original=original, role=role, **kwargs):
+            called.append((role, function in args[:2]))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, staticmethod(wrapped) if isinstance(owner, type) else wrapped)
+
+    def function(x):
+        return x.sin()
+
+    x = X.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(function, x, use_reentrant=use_reentrant).sum().backward()
+    assert called == (
+        [("forward", True), ("backward", False)] if use_reentrant else [("generator", True), ("hook", False)]
+    )
+
+
+def test_weight_norm_is_kept_in_two_places():
+    assert [owner._weight_norm for owner in _torch.weight_norm_owners()] == [torch._weight_norm] * 2
+
+
+def test_traces_of_autograd_are_noticed():
+    seen = []
+
+    class Ask(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(_torch.traced_by_autograd())
+            return x * 2
+
+    torch.fx.experimental.proxy_tensor.make_fx(Ask.apply)(X)
+    Ask.apply(X)
+    assert seen == [True, False]
+
+
 def test_records_gradients():
     """At the innermost level that records, which vmap and jvp are not."""
     wanted = dict.fromkeys(("none", "vmap", "jvp", "dual level"), False)
@@ -160,3 +315,12 @@ def test_records_gradients():
     grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or x)(leaf).sum())(torch.zeros(()))
     grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or y)(x).sum())(leaf)
     assert found == [True, True, False, False, True]
+
+
+def test_is_fake():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        assert _torch.is_fake(torch.empty(2))
+        assert _torch.is_fake(mode.from_tensor(torch.ones(2)))
+    assert not _torch.is_fake(torch.ones(2))

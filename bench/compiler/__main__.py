@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             work = [(f, _tiled(c, tile)) for f, c in work for tile in args.tile]
     rows = report.measure_all(work)
     broken = [fault for (_, case), row in zip(work, rows) for fault in report.faults(case, row)]
+    broken += [text for family in args.families for text in report.uncovered(family)]
     if args.case:
         print("\n".join(map(json.dumps, rows)))
     else:

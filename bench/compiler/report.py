@@ -36,6 +36,13 @@ def cases(family: str) -> list[Any]:
     return list(importlib.import_module(f"fastflow.kernels.{family}.compile_cases").compile_cases())
 
 
+def uncovered(family: str) -> list[str]:
+    """Return the configurations that the family ships and its compile cases miss; [] without a tuning table."""
+    module = importlib.import_module(f"fastflow.kernels.{family}.compile_cases")
+    missing = module.uncovered(cases(family)) if hasattr(module, "uncovered") else []
+    return [f"{family} {text}" for text in missing]
+
+
 def source_hash(family: str) -> str:
     """Return a digest of the sources that the family's compiled kernels depend on.
 

@@ -44,4 +44,4 @@ def module_of(direction: str) -> ModuleType:
 
 def architecture(device: torch.device) -> str:
     """Return the architecture whose rows of the tuning table apply; the interpreter takes those of sm_90."""
-    return "sm_90" if device.type == "cpu" else config._arch(device)
+    return "sm_90" if device.type == "cpu" else config.arch_of(device)

@@ -6,10 +6,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 
+from ..sampling.adaptive import IntegrationError
 from ..train.config import Config
 from ..train.errors import RunError
 from ..train.extras import extra
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         _exit(f"{stopped}; {train.how_to_go_on(stopped, arguments)}", 128 + stopped.number)
     except KeyboardInterrupt:
-        _exit("interrupted", 130)
+        _exit("interrupted; a training goes on from its last checkpoint, if it has one, with --resume", 130)
     except Exception as error:
         if (message := _message(error)) is None:
             _print_error("this is a bug; please report it with the traceback and what `fastflow doctor` prints")
@@ -51,9 +52,11 @@ def _message(error: Exception) -> str | None:
         type(error) is RuntimeError and any(words in text for words in _NO_MEMORY)
     ):
         return f"out of memory; use smaller batches, fewer samples or a smaller model ({text or 'no details'})"
+    if isinstance(error, BrokenPipeError):
+        return "stdout: the reader has closed the pipe"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError, ModuleNotFoundError, RunError)):
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError, RunError, IntegrationError)):
         return text
     return None
 
@@ -104,13 +107,13 @@ def _parse(arguments: Sequence[str]) -> Command:
         return doctor.Doctor()  # without tyro, so that it runs on an incomplete installation
     tyro = extra("tyro")
     subcommand = tyro.conf.subcommand
-    commands = (
-        Annotated[Config, subcommand("train")]
-        | Annotated[sample.Sample, subcommand("sample")]
-        | Annotated[likelihood.Likelihood, subcommand("likelihood")]
+    commands: Any = (
+        Annotated[_unchecked(Config), subcommand("train")]
+        | Annotated[_unchecked(sample.Sample), subcommand("sample")]
+        | Annotated[_unchecked(likelihood.Likelihood), subcommand("likelihood")]
         | Annotated[doctor.Doctor, subcommand("doctor")]
     )
-    return tyro.cli(
+    command = tyro.cli(
         commands,
         prog="fastflow",
         description="Train flow-matching models fast, sample from them, and measure their likelihood.",
@@ -121,6 +124,12 @@ def _parse(arguments: Sequence[str]) -> Command:
             tyro.conf.FlagCreatePairsOff,
         ),
     )
+    return command if isinstance(command, doctor.Doctor) else type(command).mro()[1](**vars(command))
+
+
+def _unchecked(command: type[Command]) -> Any:
+    """Return the dataclass without its checks: tyro would wrap their messages in a box of several lines."""
+    return type(command.__name__, (command,), {"__doc__": command.__doc__, "__post_init__": lambda self: None})
 
 
 def _run(command: Command) -> None:

@@ -7,7 +7,17 @@ from ..ops.divergence import Method
 from ..sampling.likelihood import LikelihoodSolver
 from ..train.densities import data_densities
 from ..train.plots import plot_histogram
+from ..train.preflight import check_output_file
 from ..train.runs import choose_device, load_run
+from ..train.settings import COUNT, SEED, SOLVER_STEPS, Interval, check_settings
+
+INTERVALS = {
+    "num": COUNT,
+    "num_probes": COUNT,
+    "steps": SOLVER_STEPS,
+    "levels": Interval(2, 1 << 16),  # fp32 keeps the noise that fills a finer level to no useful precision
+    "seed": SEED,
+}
 
 
 @dataclass(frozen=True)
@@ -36,17 +46,16 @@ class Likelihood:
     """auto, cpu, cuda or cuda:N; auto is the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if self.num < 1:
-            raise ValueError(f"num must be at least 1, got {self.num}")
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        check_settings(self, INTERVALS)
         if self.out.suffix != ".png":
             raise ValueError(f"out must end in .png, got {str(self.out)!r}")
 
 
 def run(command: Likelihood) -> None:
     """Print the mean densities with their standard errors; write a histogram to ``command.out``."""
-    run = load_run(command.run, choose_device(command.device))
+    device = choose_device(command.device)
+    check_output_file(command.out)
+    run = load_run(command.run, device)
     nats, bits, stderr = data_densities(
         run,
         command.num,
@@ -59,8 +68,8 @@ def run(command: Likelihood) -> None:
     )
     print(f"{'samples':20} {len(nats)} of {run.config.data}, at step {run.step}")
     for name, values in (("nats", nats), ("bits_per_dim", bits)):
-        error = values.std(correction=min(1, len(values) - 1)) / len(values) ** 0.5
-        print(f"{name:20} {values.mean():.4f} ± {error:.4f}")
+        error = f" ± {values.std() / len(values) ** 0.5:.4f}" if len(values) > 1 else ", of one sample"
+        print(f"{name:20} {values.mean():.4f}{error}")
     if stderr is not None:
         print(f"{'probe_error':20} {stderr.mean():.4f} nats a sample, of {command.num_probes} probes")
     command.out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,18 @@ from torch import Tensor
 
 from ..sampling import Solver
 from ..train.data import DataSpec
-from ..train.plots import plot_samples
+from ..train.plots import check_picture, plot_samples
+from ..train.preflight import check_guidance, check_output_file, check_samples
 from ..train.runs import choose_device, generate, load_run
+from ..train.settings import COUNT, FINITE, SEED, SOLVER_STEPS, check_settings
+
+INTERVALS = {
+    "num": COUNT,
+    "steps": SOLVER_STEPS,
+    "guidance": FINITE,
+    "mode_guidance": FINITE,
+    "seed": SEED,
+}
 
 
 @dataclass(frozen=True)
@@ -22,9 +32,9 @@ class Sample:
     num: int = 64
     """Number of samples."""
     out: Path = Path("samples.png")
-    """File to write: a .png picture, or an .npz file with the arrays x and y."""
-    label: int | None = None
-    """Index of the class to draw; by default all classes in equal parts."""
+    """File to write: a .png picture, or an .npz file with the samples x and their labels y, -1 for data without any."""
+    label: str | None = None
+    """Class to draw, as the label file or the class folder calls it; by default all classes in equal parts."""
     steps: int = 50
     """Number of solver steps."""
     solver: Solver = "heun"
@@ -39,16 +49,21 @@ class Sample:
     """auto, cpu, cuda or cuda:N; auto is the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if self.num < 1:
-            raise ValueError(f"num must be at least 1, got {self.num}")
+        check_settings(self, INTERVALS)
         if self.out.suffix not in (".png", ".npz"):
             raise ValueError(f"out must end in .png or .npz, got {str(self.out)!r}")
 
 
 def run(command: Sample) -> None:
     """Draw the samples and write them to ``command.out``."""
-    run = load_run(command.run, choose_device(command.device))
+    device = choose_device(command.device)
+    check_output_file(command.out)
+    run = load_run(command.run, device)
+    check_guidance(command.guidance, run.spec, run.config.class_dropout, run.config.data)
+    check_samples(command.num, run.spec, device)
     y = _labels(command, run.spec)
+    if command.out.suffix == ".png":
+        check_picture(run.spec, command.num, y)
     x = generate(
         run.model,
         run.spec,
@@ -65,15 +80,12 @@ def run(command: Sample) -> None:
     if command.out.suffix == ".png":
         plot_samples(command.out, run.spec, x, y)
     else:
-        np.savez(command.out, x=x.numpy(), y=np.full(len(x), -1) if y is None else y.numpy())
+        np.savez(command.out, x=x.numpy(), y=np.full(len(x), -1) if y is None else run.spec.labels(y))
     print(f"{command.num} samples of step {run.step}: {command.out}")
 
 
 def _labels(command: Sample, spec: DataSpec) -> Tensor | None:
-    """Return the label asked for, or all classes in turn; None for data without classes."""
+    """Return the class asked for, or all classes in turn; None for data without classes."""
     if command.label is None:
         return torch.arange(command.num) % spec.num_classes if spec.num_classes else None
-    if not 0 <= command.label < spec.num_classes:
-        wanted = f"a class 0 ... {spec.num_classes - 1}" if spec.num_classes else "left out: the data has no classes"
-        raise ValueError(f"label must be {wanted}, got {command.label}")
-    return torch.full((command.num,), command.label)
+    return torch.full((command.num,), spec.class_index(command.label))

@@ -4,7 +4,6 @@ PyTorch's fused layer, batch and instance norms compute the tangent from the sav
 treat these as constants afterwards, so a gradient through the tangent is silently wrong (pytorch#196700).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ class Standardized(NamedTuple):
     rstd: Tensor
 
 
-def standardized(x: Tensor, dims: Sequence[int], eps: float) -> Standardized:
+def standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Standardized:
     """Standardize x over dims, at least in float32."""
     x = x.to(at_least_float32(x))
     mean = x.mean(dim=dims, keepdim=True)
@@ -46,5 +45,5 @@ def affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def _reciprocal_rms(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _reciprocal_rms(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     return torch.rsqrt(x.square().mean(dim=dims, keepdim=True) + eps)

@@ -28,11 +28,14 @@ from torch.autograd import forward_ad
 
 from .. import _torch
 from .._dtypes import autocast_dtype
+from ._batched_grads import maps_batched_grads
 from ._batching import JoinBatch
 from ._calls import Backward, DualBackward, DualForward, DualSaved, Forward, Layout, Saved
 from ._custom_op import custom_op
+from ._guard import guarded
 
 Group = tuple[Any, ...]  # a NamedTuple of tensors
+Call = Forward | Backward | DualForward | DualBackward
 Prepare = Callable[[Group, Group | None], tuple[Group, Group | None, Group]]
 
 _SUFFIXES = {"forward": "", "backward": "_backward", "dual_forward": "_dual", "dual_backward": "_dual_backward"}
@@ -74,6 +77,10 @@ class Functions(ABC):
 
     def fake_dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         return tuple(absent(call.h) if y is None else y.new_empty(y.shape) for y in (*call.x, *call.tangents))
+
+    def flops(self, call: Call) -> int:
+        """Return the floating-point operations of the matmuls in a call that has shapes in place of tensors."""
+        return 0
 
 
 def absent(like: Tensor) -> Tensor:
@@ -172,6 +179,13 @@ class TwiceDifferentiable:
         """Return ``(out, t_out)`` for K tangents ``[K, ...]`` of each x, None for zero."""
         out, t_out, *_ = self.dual_forward(DualForward(x, tangents, constants, options))
         return out, t_out
+
+    def joint_gradients(self, call: DualBackward) -> tuple[Tensor, ...]:
+        """Run the dual backward, whose gradients in x and h raise where they would be of third order."""
+        if torch.is_grad_enabled() and any(map(_torch.requires_grad_at_any_level, (call.h, *call.x))):
+            (h,), x = (guarded(self.refuse_third_order, *tensors) for tensors in ((call.h,), call.x))
+            call = call._replace(h=h, x=type(call.x)(*x))
+        return self.dual_backward.run(call)
 
     @staticmethod
     def why_not_compiled() -> str | None:
@@ -290,7 +304,7 @@ def _dual_forward(op: TwiceDifferentiable, layout: Layout[DualForward]) -> Step:
             kept = _kept(ctx, op.dual_backward)
             num = len(kept.x)
             if h is not None:
-                grads = op.dual_backward.run(kept._replace(g=g, h=h))
+                grads = op.joint_gradients(kept._replace(g=g, h=h))
                 t_grads = [None if t is None else dt for t, dt in zip(kept.tangents, grads[num:])]
                 return layout.partial(x=grads[:num], tangents=t_grads)
             if g is not None:
@@ -310,33 +324,76 @@ def _dual_forward(op: TwiceDifferentiable, layout: Layout[DualForward]) -> Step:
 
 def _dual_backward(op: TwiceDifferentiable, layout: Layout[DualBackward], num: int) -> Step:
     class DualBackwardFunction(torch.autograd.Function):
-        """The backward of the dual forward; it has no derivative.
+        """The backward of the dual forward: ``dx = Jᵀg + Σ H[h_k] t_k``, ``dt_k = Jᵀh_k``; H[h]: the Hessian of ⟨h, f⟩.
 
-        Inside a bare ``forward_ad.dual_level`` a backward pass computes the tangent of every gradient, wanted or not.
-        There the third derivative is NaN, because raising would forbid the backward pass itself.
+        The other functions give the derivatives of second order in x: dx is linear in g and t, dt_k is linear in h_k
+        and differentiable in x. The rest is refused where it is asked for, see ``_guard.py``.
         """
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            ctx.save_for_forward(*output)
+            _keep(ctx, op.dual_backward, layout.restore(inputs))
 
         @staticmethod
-        def backward(ctx: Any, *cotangents: Any) -> NoReturn:
-            op.refuse_third_order()
+        def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+            op.refuse_constants(layout.restore(ctx.needs_input_grad).constants)
+            kept = _kept(ctx, op.dual_backward)
+            given, pairs = cotangents[:num], zip(cotangents[num:], kept.tangents)
+            of_tangents = tuple(None if t is None else d for d, t in pairs)
+            if any(c is not None for c in given):
+                return layout.partial(**_linear_gradients(op, kept, given))
+            if all(d is None for d in of_tangents):
+                return layout.partial(h=torch.zeros_like(kept.h), x=[torch.zeros_like(y) for y in kept.x])
+            t_out, joint = _along(op, kept, of_tangents, kept.h)
+            return layout.partial(h=t_out, x=op.joint_gradients(joint)[:num])
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-            if _torch.inside_jvp():
-                op.refuse_third_order()
-            return tuple(torch.full_like(x, torch.nan) for x in ctx.saved_tensors)
+            given = layout.restore(tangents)
+            op.refuse_constants(given.constants)
+            kept = _kept(ctx, op.dual_backward)
+            if any(t is not None for t in (*given.x, *given.tangents)):
+                # A backward pass inside a bare dual level computes the tangent of every gradient, wanted or not.
+                if _torch.inside_jvp():
+                    op.refuse_third_order()
+                return tuple(torch.full_like(y, torch.nan) for y in op.joint_gradients(kept))
+            h = torch.zeros_like(kept.h) if given.h is None else given.h
+            return op.joint_gradients(kept._replace(g=given.g, h=h))
 
-    return _registered(op, "dual_backward", DualBackwardFunction, layout, num_outputs=2 * num)
+    def refuse(ctx: Any, *cotangents: Any) -> NoReturn:
+        op.refuse_third_order()  # nothing guards the custom op
+
+    return _registered(op, "dual_backward", DualBackwardFunction, layout, num_outputs=2 * num, op_backward=refuse)
 
 
-def _registered(op: TwiceDifferentiable, role: str, function: Any, layout: Layout[Any], num_outputs: int) -> Step:
+def _linear_gradients(op: TwiceDifferentiable, kept: DualBackward, c: Sequence[Tensor | None]) -> dict[str, Any]:
+    """Return the gradients of g and of the tangents for the cotangents c of dx: ``J c``, and ``H[h_k] c`` for t_k."""
+    t_out, joint = _along(op, kept, _stacked(c), None)
+    each = [op.joint_gradients(joint._replace(h=h.unsqueeze(0)))[: len(kept.x)] for h in kept.h]
+    columns = zip(kept.tangents, zip(*each))
+    return {
+        "g": None if kept.g is None else t_out.squeeze(0),
+        "tangents": [None if t is None else torch.stack(dts).to(t.dtype) for t, dts in columns],
+    }
+
+
+def _along(
+    op: TwiceDifferentiable, kept: DualBackward, tangents: Sequence[Tensor | None], h: Tensor | None
+) -> tuple[Tensor, DualBackward]:
+    """Return the tangent of out in these directions, and the call of its backward for the cotangent h."""
+    dual = DualForward(kept.x, tangents, kept.constants, kept.options)
+    _out, t_out, _state, t_state = op.dual_forward.apply(dual)
+    saved = DualSaved(kept.saved.out, t_out, kept.saved.state, t_state)
+    return t_out, DualBackward(None, h, kept.x, tangents, kept.constants, saved, kept.options)
+
+
+def _registered(
+    op: TwiceDifferentiable, role: str, function: Any, layout: Layout[Any], num_outputs: int, op_backward: Any = None
+) -> Step:
     """Complete an autograd.Function that has its derivative rules, and register a custom op with the same rules.
 
-    role: names the function in :class:`Functions`, its fake and its vmap rule.
+    role: names the function in :class:`Functions`, its fake and its vmap rule. op_backward: of the custom op, if it
+    cannot be the Function's.
     """
     implementation, fake = getattr(op.functions, role), getattr(op.functions, f"fake_{role}")
     rule, name = getattr(op.batching, role), op.name + _SUFFIXES[role]
@@ -351,12 +408,14 @@ def _registered(op: TwiceDifferentiable, role: str, function: Any, layout: Layou
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
     function.forward = staticmethod(forward)
+    function.backward = staticmethod(maps_batched_grads(function.backward))
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
-    custom = custom_op(name, schema)(lambda *flat: compute(layout.restore(flat)))
+    flops = lambda *shapes, **_: op.functions.flops(layout.restore(shapes))  # noqa: E731
+    custom = custom_op(name, schema, flops)(lambda *flat: compute(layout.restore(flat)))
     custom.register_fake(lambda *flat: fake(layout.restore(flat)))
-    custom.register_autograd(function.backward, setup_context=function.setup_context)
+    custom.register_autograd(op_backward or function.backward, setup_context=function.setup_context)
     custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
     return Step(layout, compute, function, custom)
 
@@ -376,7 +435,7 @@ def _kept(ctx: Any, step: Step) -> Any:
 
 
 def _primal_gradients(op: TwiceDifferentiable, joint: DualBackward) -> tuple[Tensor, ...]:
-    return op.dual_backward.apply(joint)[: len(joint.x)]
+    return op.joint_gradients(joint)[: len(joint.x)]
 
 
 def _stacked(tangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -8,6 +8,18 @@ from typing import Any, Literal
 
 from ..paths import PathName
 from ..sampling import Solver
+from .settings import (
+    COUNT,
+    COUNT_OR_NONE,
+    FINITE,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SOLVER_STEPS,
+    Interval,
+    check_settings,
+)
 
 # settings that may differ between a run and its continuation
 _FREE_TO_CHANGE = (
@@ -15,6 +27,33 @@ _FREE_TO_CHANGE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "tensorboard"),
     *("sample_steps", "solver", "guidance", "eval_samples"),
 )
+
+
+INTERVALS = {
+    "image_size": Interval(1, 1 << 13),
+    "seed": SEED,
+    "steps": COUNT,
+    "batch_size": Interval(1, 1 << 20),
+    "learning_rate": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "beta2": FRACTION,
+    "warmup_steps": COUNT_OR_NONE,
+    "clip_norm": POSITIVE,
+    "ema_decay": FRACTION,
+    "sigma": NOT_NEGATIVE,
+    "class_dropout": FRACTION,
+    "hidden_size": Interval(1, 1 << 16),
+    "depth": Interval(1, 1000),
+    "num_heads": Interval(1, 1 << 10),
+    "patch_size": Interval(1, 1 << 10),
+    "log_every": COUNT,
+    "checkpoint_every": COUNT,
+    "keep_checkpoints": COUNT,
+    "sample_every": COUNT_OR_NONE,
+    "sample_steps": SOLVER_STEPS,
+    "guidance": FINITE,
+    "eval_samples": COUNT_OR_NONE,
+}
 
 
 @dataclass(frozen=True)
@@ -27,9 +66,10 @@ class Config:
     data: str = "digits"
     """Images: digits, mnist5k, or a folder of images, with one subfolder per class.
     Points: moons, eight_gaussians, s_curve, checkerboard, circles or swiss_roll.
-    Images, latents or points from a file: an .npy array of shape [N, C, H, W] or [N, D]."""
+    From a file: an .npy array of shape [N, C, H, W] or [N, D]; bytes with 1 or 3 channels are images, other arrays
+    are latents or points in units of their own. Write ./digits for a folder that is called digits."""
     labels: Path | None = None
-    """An .npy array of N integer labels, for data from an .npy array."""
+    """An .npy array of N integer labels, for data from an .npy array; the classes are the labels that occur."""
     image_size: int = 32
     """Side in pixels to which a folder's images are cropped and resized."""
     out: Path = Path("runs/latest")
@@ -105,18 +145,7 @@ class Config:
     """Samples for the final metrics; by default as many as real ones, at most 10,000 (points: 1,000); 0 for none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("ema_decay", "class_dropout", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("seed", "warmup_steps", "sample_every", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_settings(self, INTERVALS)
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
 

@@ -10,7 +10,8 @@ from ..ops.divergence import Method
 from ..ops.random import uniform
 from ..paths import Path
 from ..sampling.likelihood import LikelihoodSolver, log_likelihood
-from .data import load_data
+from .data import PointData, load_data
+from .preflight import check_probes, check_samples
 from .purposes import Purpose
 from .runs import Run
 
@@ -41,15 +42,27 @@ def data_densities(
 
     Images are dequantised: uniform noise on (−½, ½) is added to their values 0 ... levels − 1, and volume is measured
     in levels. Points and latents keep their own units.
+
+    Raises:
+        ValueError: the data is not what the run was trained on, or the request does not fit into memory.
     """
-    samples, _ = load_data(run.config.data, run.config.labels, run.config.image_size).halves(num, seed)
+    data = load_data(run.config.data, run.config.labels, run.config.image_size)
+    if data.spec != run.spec:
+        raise ValueError(f"{run.config.data} is not the data that the run was trained on")
+    device = next(run.model.parameters()).device
+    if isinstance(data, PointData):
+        check_samples(num, run.spec, device)
+    samples, _ = data.halves(num, seed)
+    if not len(samples):
+        raise ValueError(f"{run.config.data} holds one sample; the likelihood is that of half of the data")
+    if method != "exact":
+        check_probes(num_probes, len(samples), run.spec, device)
     x, y = samples.x, samples.y
     scale = run.spec.std
     if run.spec.kind == "images":
         scale *= levels - 1
         x = x + (uniform(x.shape, seed, Purpose.DEQUANTISATION.at(0)) - 0.5) / (levels - 1)
-    x1 = (x - run.spec.mean) / run.spec.std
-    device = next(run.model.parameters()).device
+    x1 = run.spec.standardise(x)
     low, high = run.path.domain
     results = []
     for index in torch.arange(len(x1)).split(_CHUNK):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and -math.inf < value < math.inf
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _line(row: dict[str, Any]) -> str:

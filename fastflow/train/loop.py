@@ -21,6 +21,7 @@ from .extras import extra
 from .files import naming, remove, replace_text
 from .lock import locked
 from .log import RunLog
+from .preflight import check_training
 from .purposes import Purpose
 from .report import draw_pictures, final_metrics, picture_file
 from .runs import build_path, choose_device, read_description
@@ -63,6 +64,7 @@ def _train(config: Config, stop: StopSignals) -> dict[str, float]:
         device = choose_device(config.device)
         data = load_data(config.data, config.labels, config.image_size)
         path = build_path(config)
+        check_training(config, data, device)
         state = State.initial(config, data.spec, device)
     _prepare_folder(config, data.spec, state)
     saved = state.step
@@ -123,7 +125,7 @@ def batch_loss(config: Config, data: Dataset, path: Path, network: Any, step: in
     """Return the flow-matching loss of a step's batch, a pure function of the seed, the step and the weights."""
     seed, spec = config.seed, data.spec
     x1, y = data.batch(step, config.batch_size, seed)
-    x1 = ((x1 - spec.mean) / spec.std).to(device, non_blocking=True)
+    x1 = spec.standardise(x1).to(device, non_blocking=True)
     if y is not None:
         dropped = uniform(y.shape, seed, Purpose.CLASS_DROPOUT.at(step)) < config.class_dropout
         y = torch.where(dropped, spec.num_classes, y).to(device, non_blocking=True)
@@ -156,6 +158,8 @@ def _restore(config: Config, spec: DataSpec, state: State, checkpoint: Checkpoin
     config.check_continues(earlier)
     if earlier_spec != spec:
         raise ValueError(f"{config.data} is not the data that the run in {config.out} was trained on")
+    if config.steps < checkpoint.step:
+        raise ValueError(f"the run in {config.out} has done {checkpoint.step} steps, and steps is {config.steps}")
     state.restore(checkpoint)
 
 

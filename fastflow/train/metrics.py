@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from .classifier import Features, principal_components, train_classifier
-from .data import Dataset, Samples
+from .data import ArrayData, Dataset, Samples
 from .extras import extra
+from .memory import check_memory
 
 _MAX_IMAGES = 10_000
 _NUM_POINTS = 1_000
@@ -42,6 +43,30 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
     cost = torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square().numpy()
     rows, columns = extra("scipy.optimize").linear_sum_assignment(cost)
     return math.sqrt(cost[rows, columns].mean())
+
+
+def check_evaluation(data: Dataset, num: int | None, name: str) -> None:
+    """Raise a ValueError if :func:`evaluate` cannot measure this many samples (0 for none) of the data of this name."""
+    if num == 0:
+        return
+    real = len(data.samples) if isinstance(data, ArrayData) else None
+    needed = 2 if data.spec.kind == "points" else 4  # two in each half of the images, for a covariance
+    if real is not None and real < needed:
+        raise ValueError(f"the final metrics need {needed} samples, and {name} holds {real}: set eval_samples to 0")
+    size = math.prod(data.spec.shape)
+    if data.spec.kind == "points":
+        num = num or _NUM_POINTS
+        num = num if real is None else min(num, real // 2)
+        check_memory(24 * num**2 + 32 * num * size, f"eval_samples {num}")  # distances in float64, squared, assigned
+        return
+    assert real is not None
+    if num == 1:
+        raise ValueError("eval_samples must be 0 or at least 2 for images and latents, got 1")
+    num = num or min(real, _MAX_IMAGES)
+    check_memory(16 * num * size, f"eval_samples {num}")
+    if not data.spec.num_classes:
+        half = min(real // 2, _MAX_IMAGES)
+        check_memory(24 * half * size, f"the principal components of {half} samples for eval_samples {num}")
 
 
 def evaluate(
@@ -90,7 +115,10 @@ def _evaluate_points(
 def _evaluate_images(
     data: Dataset, generate: Generate, noise: Callable[[int], Tensor], num: int | None, seed: int
 ) -> dict[str, float]:
-    train, test = data.halves(_MAX_IMAGES, seed)
+    def scaled(x: Tensor) -> Tensor:  # a classifier cannot learn from latents in just any units
+        return data.spec.standardise(x) if data.spec.kind == "latents" and data.spec.num_classes else x
+
+    train, test = (Samples(scaled(half.x), half.y) for half in data.halves(_MAX_IMAGES, seed))
     classifier = None
     features: Features
     if data.spec.num_classes:
@@ -101,11 +129,11 @@ def _evaluate_images(
     real = torch.cat((train.x, test.x))
     num = num or min(len(real), _MAX_IMAGES)
     y = None if train.y is None or test.y is None else torch.cat((train.y, test.y)).repeat(-(-num // len(real)))[:num]
-    x = generate(num, y)
+    x = scaled(generate(num, y))
     metrics = {
         "frechet_distance": frechet_distance(features(x), features(real)),
         "frechet_floor": frechet_distance(features(train.x), features(test.x)),
-        "frechet_noise": frechet_distance(features(noise(num)), features(real)),
+        "frechet_noise": frechet_distance(features(scaled(noise(num))), features(real)),
     }
     if classifier is not None:
         metrics["class_accuracy"] = classifier.accuracy(Samples(x, y))

@@ -11,7 +11,9 @@ from torch import Tensor
 from .data import DataSpec
 from .style import BLUE, FAINT, INK, add_grid, add_title, new_figure, style_axes
 
-_MAX_ROWS = 16
+_MAX_COLUMNS = 100
+_MAX_PIXELS = 1 << 26
+_MAX_INCHES = 400  # at 160 pixels an inch: Matplotlib draws no side of 2^16 pixels
 
 
 def plot_samples(
@@ -31,6 +33,18 @@ def plot_samples(
         _scatter(file, x, title, real)
     else:
         _grid(file, spec, x, y, title)
+
+
+def check_picture(spec: DataSpec, num: int, y: Tensor | None = None) -> None:
+    """Raise a ValueError if a picture of ``num`` samples, with labels ``[num]`` or None, would be too large to draw."""
+    if spec.kind == "points":
+        return
+    height, width = spec.shape[1:]
+    rows = _rows(num, y)
+    columns = max(len(index) for _, index in rows)
+    inches = _side(height) * max(len(rows), columns)
+    if inches > _MAX_INCHES or len(rows) * columns * (height + _gap(height)) * (width + _gap(height)) > _MAX_PIXELS:
+        raise ValueError(f"a picture of {len(rows)} × {columns} samples is too large: write an .npz file")
 
 
 def plot_losses(file: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
@@ -65,19 +79,19 @@ def plot_histogram(file: Path, values: Tensor, name: str) -> None:
 
 
 def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -> None:
-    rows = _rows(x, y)
-    names = [spec.class_names[int(label)] if label is not None else "" for label, _ in rows]
-    images = [_displayable(spec, members) for _, members in rows]
+    rows = _rows(len(x), y)
+    names = [spec.class_names[label] if label is not None else "" for label, _ in rows]
+    images = [_displayable(spec, x[index]) for _, index in rows]
     columns = max(map(len, images))
     height, width = images[0].shape[1:3]
-    gap = max(1, round(height / 10))
+    gap = _gap(height)
     canvas = np.ones((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)
     for i, row in enumerate(images):
         for j, image in enumerate(row):
             top, left = i * (height + gap), j * (width + gap)
             canvas[top : top + height, left : left + width] = image
 
-    side = 0.42 if height <= 16 else 0.6
+    side = _side(height)
     figure = new_figure(columns * side + 1.0, len(rows) * side + (0.6 if title else 0.2))
     axes = figure.add_subplot()
     axes.imshow(canvas, interpolation="nearest")
@@ -90,12 +104,23 @@ def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -
     figure.savefig(file)
 
 
-def _rows(x: Tensor, y: Tensor | None) -> list[tuple[int | None, Tensor]]:
-    """Return label and images of each row: one row for each class, or rows of equal length if there are no classes."""
+def _gap(height: int) -> int:
+    """Return the pixels between two images."""
+    return max(1, round(height / 10))
+
+
+def _side(height: int) -> float:
+    """Return the inches from one image to the next."""
+    return 0.42 if height <= 16 else 0.6
+
+
+def _rows(num: int, y: Tensor | None) -> list[tuple[int | None, Tensor]]:
+    """Return class and indices of each row: rows for each class, or rows of equal length if there are no classes."""
     if y is None:
-        columns = max(1, round(len(x) ** 0.5))
-        return [(None, part) for part in x.split(columns)]
-    return [(int(label), x[y == label]) for label in y.unique()[:_MAX_ROWS]]
+        columns = max(1, round(num**0.5))
+        return [(None, part) for part in torch.arange(num).split(columns)]
+    members = [(int(label), (y == label).nonzero()[:, 0]) for label in y.unique()]
+    return [(label, part) for label, index in members for part in index.split(_MAX_COLUMNS)]
 
 
 def _displayable(spec: DataSpec, x: Tensor) -> Any:

@@ -16,7 +16,7 @@ from .log import RunLog
 from .metrics import evaluate
 from .plots import plot_losses, plot_samples
 from .purposes import Purpose
-from .runs import Model, generate, to_data_units
+from .runs import Model, generate
 from .state import State
 
 _ROWS, _COLUMNS = 10, 10
@@ -53,7 +53,7 @@ def final_metrics(config: Config, data: Dataset, path: Path, model: Model) -> di
 
     def noise(num: int) -> Tensor:
         stream = GaussianNoise(config.seed, Purpose.SAMPLES.at(0))
-        return to_data_units(stream.materialize((num, *spec.shape), backend="reference"), spec)
+        return spec.to_data_units(stream.materialize((num, *spec.shape), backend="reference"))
 
     return evaluate(data, _sampler(config, spec, path, model), noise, config.eval_samples, config.seed)
 

@@ -1,6 +1,7 @@
 """Build the network of a run, load a trained one, and draw samples from it."""
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -64,12 +65,13 @@ def choose_device(name: str) -> torch.device:
     """Return torch's device of this name; ``"auto"`` is the GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if re.fullmatch(r"cpu|cuda(:\d{1,2})?", name, re.ASCII) is None:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, and there is no GPU that this PyTorch can use")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} was asked for, and there are {torch.cuda.device_count()} GPUs, from cuda:0")
     return device
 
 
@@ -123,7 +125,7 @@ def _from_json(kind: Any, meta: dict[str, Any], name: str) -> Any:
             raise DamagedCheckpointError(f"{name}: {key} cannot be {values[key]!r}")
     try:
         return kind.from_json(values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DamagedCheckpointError(f"{name}: {error}") from error
 
 
@@ -195,10 +197,4 @@ def generate(
             mode_guidance=mode_guidance,
         )
         parts.append(x.cpu())
-    return to_data_units(torch.cat(parts), spec)
-
-
-def to_data_units(x: Tensor, spec: DataSpec) -> Tensor:
-    """Scale network outputs to the data's own units; clamp images to [0, 1]."""
-    x = x * spec.std + spec.mean
-    return x.clamp(0.0, 1.0) if spec.kind == "images" else x
+    return spec.to_data_units(torch.cat(parts))

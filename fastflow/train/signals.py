@@ -69,9 +69,8 @@ class StopSignals:
             self._at_once = None
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        for watched in self._earlier:
-            signal.signal(watched, signal.SIG_DFL)
-        if os.getpid() != self._process:  # a forked child dies of its signal, as if it had no handler
+        if self.received is not None or os.getpid() != self._process:  # the second one, or one for a forked child
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.received = number

@@ -14,7 +14,7 @@ from ._autotune import tuned
 from ._tile import load_rows, matrix, row_dot, tangent_matrices, tangent_matrix
 from .backward_keys import _dual_dkdv_kernel
 from .backward_queries import _dual_dq_kernel
-from .config import Config, config_for
+from .config import Config, config_beside, config_for
 
 Outputs = Sequence[Tensor | None]
 
@@ -162,6 +162,7 @@ def _run(kernel, direction: str, x: _Problem, outputs: Outputs) -> None:
     batch, heads_k, nk, Dv = x.v.shape
     rows = (x.q, x.k, x.v, x.tq, x.tk, x.tv, x.g, x.h)
     align = _launch.alignment(*rows)
+    mask_dtype = None if x.mask is None else x.mask.dtype
 
     def launch(config: Config) -> None:
         if direction.startswith("dkdv"):
@@ -176,9 +177,9 @@ def _run(kernel, direction: str, x: _Problem, outputs: Outputs) -> None:
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
 
-    config = config_for(x.q, _width(x), direction)
+    config = config_beside(x.mask, x.q, _width(x), direction) or config_for(x.q, _width(x), direction)
     if not x.add:  # timing would add to the gradients repeatedly
-        config = tuned(config, launch, x.q, direction, (D, Dv, x.is_causal, heads // heads_k))
+        config = tuned(config, launch, x.q, direction, (D, Dv, x.is_causal, heads // heads_k, mask_dtype))
     launch(config)
 
 

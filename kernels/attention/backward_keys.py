@@ -125,8 +125,8 @@ def _dual_dkdv_kernel(
         if CAUSAL:
             for start_m in tl.range(first, whole, BLOCK_M):
                 sums = _absorb_queries(
-                    sums, k, v, tk, tv, q_mat, g_mat, tq_mat, h_mat, mask_mat, lse_ptr, base_ptr, c_ptr, a_ptr, mu_ptr, row,
-                    scale, start_m, offs_n, nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_M,
+                    sums, k, v, tk, tv, q_mat, g_mat, tq_mat, h_mat, mask_mat, lse_ptr, base_ptr, c_ptr, a_ptr, mu_ptr,
+                    row, scale, start_m, offs_n, nq, nk, HEAD_DIM, VALUE_DIM, CAUSAL, True, PRECISION, BLOCK_M,
                 )  # fmt: skip
         # keys past the end need no mask: they only affect their own rows, which are not stored
         for start_m in tl.range(whole, nq, BLOCK_M):

@@ -1,7 +1,8 @@
 """Compile cases of the attention kernels: every row of the tuning table at the common head dims."""
 
-from collections.abc import Iterator
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -9,7 +10,7 @@ from .._common.compile_case import ARCHES, CompileCase
 from .backward import _ROWS, _row_terms_kernel
 from .backward_keys import _dual_dkdv_kernel
 from .backward_queries import _dual_dq_kernel
-from .config import DIRECTIONS, Config, row
+from .config import DIRECTIONS, WIDE_MASK_CONFIGS, WIDTHS, Config, max_head_dim, row, row_beside
 from .forward import _dual_forward_kernel
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -20,12 +21,19 @@ _WIDEST = "fp32 mask and results"
 
 
 def compile_cases() -> Iterator[CompileCase]:
+    """Yield every row of the tuning table twice or more: as most calls use it, and as the call that needs most memory.
+
+    A launch never needs more memory than the case of its row whose mask and results are in float32: operands have one
+    dtype, a bool or 16-bit mask is narrower, and a causal limit needs none. :func:`uncovered` holds this.
+    """
     for arch in _ARCHES:
         for D in _HEAD_DIMS.values():
             if arch in ("sm_90", "sm_100") or D in (64, 72, 128):
                 yield from _every_direction(arch, "bf16", D)
             for dtype in ("bf16", "fp32"):
                 yield from _every_direction(arch, dtype, D, _WIDEST, mask="*fp32", results="fp32")
+    for arch, width, direction in WIDE_MASK_CONFIGS:
+        yield _case(arch, "bf16", _HEAD_DIMS[width], direction, "16-bit mask", mask="*bf16")
     for arch in ("sm_80", "sm_90", "sm_100"):
         for D in (64, 72, 128):
             yield from _every_direction(arch, "fp32", D)
@@ -41,8 +49,55 @@ def compile_cases() -> Iterator[CompileCase]:
         yield _row_terms("sm_90", dtype, 256)
 
 
+class _Use(NamedTuple):
+    """A row of the tuning table in use. dtype: of float32 operands, or bf16 for any 16-bit type."""
+
+    arch: str
+    dtype: str
+    width: int
+    direction: str
+    tile: tuple[int, ...]
+    mask_bytes: int
+
+
+def uncovered(cases: Iterable[CompileCase]) -> list[str]:
+    """Return what a launcher can choose and no case compiles: rows of the tuning table, with and without a mask.
+
+    A case covers its own row with a narrower mask or none.
+    """
+    compiled = {_use_of(case) for case in cases if "HEAD_DIM" in case.constants}
+    return [
+        f"{use.direction} width {use.width} {use.dtype} {use.arch}, mask of {use.mask_bytes} bytes: no compile case"
+        for use in _uses()
+        if not any(use[:-1] == c[:-1] and use.mask_bytes <= c.mask_bytes for c in compiled)
+    ]
+
+
+def _uses() -> Iterator[_Use]:
+    for arch, dtype, width, direction, mask in itertools.product(
+        _ARCHES, ("bf16", "fp32"), WIDTHS, DIRECTIONS, (None, "*bf16", "*fp32")
+    ):
+        config = _row(arch, dtype, width, direction, mask)
+        if config is not None:
+            tile = config.block_m, config.block_n, config.num_warps, config.num_stages
+            same = direction == "forward-many" and config.tangents == 1  # the kernel of "forward"
+            yield _Use(arch, dtype, width, "forward" if same else direction, tile, _bytes_of(mask))
+
+
+def _use_of(case: CompileCase) -> _Use:
+    constants, types = case.constants, case.signature
+    dtype = "fp32" if types["q_ptr"].startswith("*fp32") else "bf16"
+    width = next(w for w in WIDTHS if constants["HEAD_DIM"] <= w)
+    tile = constants["BLOCK_M"], constants["BLOCK_N"], case.num_warps, case.num_stages
+    return _Use(case.arch, dtype, width, case.name.split()[0], tile, _bytes_of(types.get("mask_ptr")))
+
+
+def _bytes_of(mask: str | None) -> int:
+    return {None: 0, "*i1": 1, "*bf16": 2, "*fp16": 2, "*fp32": 4}[mask]
+
+
 def _every_direction(arch: str, dtype: str, D: int, note: str = "", **changes: Any) -> Iterator[CompileCase]:
-    rows = {direction: row(arch, _DTYPES[dtype], D, direction) for direction in DIRECTIONS}
+    rows = {direction: _row(arch, dtype, D, direction, changes.get("mask")) for direction in DIRECTIONS}
     for direction, config in rows.items():
         if config is not None and (direction != "forward-many" or config != rows["forward"]):
             yield _case(arch, dtype, D, direction, note, **changes)
@@ -52,8 +107,8 @@ def _case(
     arch: str, dtype: str, D: int, direction: str, note: str = "", *,
     mask: str | None = None, results: str = "", **changes: Any,
 ) -> CompileCase:  # fmt: skip
-    """Return a case. results: the dtype of tO, of the tangents' gradients and of the primals' gradients, which are sums."""
-    config = row(arch, _DTYPES[dtype], D, direction)
+    """Return a case. results: the dtype of tO and of all gradients, those of the primals being added up."""
+    config = _row(arch, dtype, D, direction, mask)
     kind, _, mode = direction.partition("-")
     results = results or dtype
     kernel, arguments = _forward(dtype, mode, results) if kind == "forward" else _backward(dtype, kind, mode, results)
@@ -76,6 +131,12 @@ def _case(
         tensor_cores=True,
         spill_free=arch == "sm_90" and dtype != "fp32" and D <= 80 and not note,
     )
+
+
+def _row(arch: str, dtype: str, D: int, direction: str, mask: str | None) -> Config | None:
+    key = arch, _DTYPES[dtype], D, direction
+    beside = row_beside(_DTYPES[mask[1:]], *key) if mask in ("*bf16", "*fp16", "*fp32") else None
+    return (beside or row(*key)) if max_head_dim(*key[:2]) >= D else None
 
 
 def _forward(dtype: str, mode: str, results: str) -> tuple[Any, dict[str, Any]]:

@@ -79,8 +79,8 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
         "dq-plain": (128, 32, 8, 2), "dq-primal": (128, 32, 8, 2),
     },
     ("sm_100", 256): {
-        "forward-plain": (64, 32, 4, 2), "forward": (64, 32, 8, 2), "forward-many": (64, 32, 8, 2),
-        "dkdv-plain": (32, 64, 8, 2), "dkdv-primal": (16, 64, 8, 2),
+        "forward-plain": (64, 32, 4, 2), "forward": (32, 32, 8, 2), "forward-many": (32, 32, 8, 2),
+        "dkdv-plain": (32, 64, 8, 2), "dkdv-primal": (16, 32, 8, 2),
         "dq-plain": (64, 32, 8, 2), "dq-primal": (64, 16, 8, 2),
     },
     ("sm_80", 64): {
@@ -185,26 +185,64 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     },
 }  # fmt: skip
 
-CONFIGS = {
-    (arch, width, direction): Config(*row) for (arch, width), rows in _TABLE.items() for direction, row in rows.items()
+# The rows whose tiles do not fit shared memory beside the tiles of a float32 mask, which Triton buffers at each stage.
+_WIDE_MASK_TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
+    ("sm_90", 64): {"forward-plain": (128, 64, 8, 2)},
+    ("sm_90", 80): {"forward-plain": (128, 64, 8, 2), "dq-primal": (128, 32, 8, 2)},
+    ("sm_90", 96): {"forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2)},
+    ("sm_90", 128): {"dq-primal": (128, 32, 8, 2), "dq-joint": (128, 32, 8, 2)},
+    ("sm_90", 256): {"dq-plain": (128, 32, 8, 2), "dq-primal": (64, 16, 4, 2)},
+    ("sm_100", 128): {"dq-primal": (64, 32, 4, 2)},
 }
+
+Configs = dict[tuple[str, int, str], Config]
+
+
+def _by_direction(table: dict[tuple[str, int], dict[str, tuple[int, ...]]]) -> Configs:
+    return {(*key, direction): Config(*row) for key, rows in table.items() for direction, row in rows.items()}
+
+
+CONFIGS = _by_direction(_TABLE)
+WIDE_MASK_CONFIGS = _by_direction(_WIDE_MASK_TABLE)
 
 _INTERPRETER = Config(32, 32, 4, 1, 2)
 
 
 def config_for(x: Tensor, width: int, direction: str) -> Config | None:
     """Return the row for x's device and dtype; None if there is no joint row. width: max(head dim, value dim)."""
-    return _INTERPRETER if x.device.type == "cpu" else row(_arch(x.device), x.dtype, width, direction)
+    return _INTERPRETER if x.device.type == "cpu" else row(arch_of(x.device), x.dtype, width, direction)
+
+
+def config_beside(mask: Tensor | None, x: Tensor, width: int, direction: str) -> Config | None:
+    """Return the row that replaces that of :func:`config_for` beside this mask, if there is one."""
+    if mask is None or x.device.type == "cpu":
+        return None
+    return row_beside(mask.dtype, arch_of(x.device), x.dtype, width, direction)
 
 
 def row(arch: str, dtype: torch.dtype, width: int, direction: str) -> Config | None:
     """Return a row of the table. float32 has its own, the same everywhere: TF32x3 holds every operand twice."""
-    key = "fp32" if dtype == torch.float32 else arch
-    return CONFIGS.get((key, next(w for w in WIDTHS if width <= w), direction))
+    return CONFIGS.get(_key(arch, dtype, width, direction))
+
+
+def row_beside(
+    mask_dtype: torch.dtype, arch: str, dtype: torch.dtype, width: int, direction: str
+) -> Config | None:  # fmt: skip
+    """Return the row that replaces that of :func:`row` beside a mask of this dtype, if there is one."""
+    return WIDE_MASK_CONFIGS.get(_key(arch, dtype, width, direction)) if mask_dtype.itemsize > 2 else None
+
+
+def _key(arch: str, dtype: torch.dtype, width: int, direction: str) -> tuple[str, int, str]:
+    return "fp32" if dtype == torch.float32 else arch, next(w for w in WIDTHS if width <= w), direction
+
+
+def max_head_dim(arch: str, dtype: torch.dtype) -> int:
+    """Return the largest head dim whose smallest tile fits shared memory."""
+    return 128 if arch == "sm_86" and dtype == torch.float32 else WIDTHS[-1]
 
 
 @functools.cache
-def _arch(device: torch.device) -> str:
+def arch_of(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "gfx942"
     major, minor = torch.cuda.get_device_capability(device)

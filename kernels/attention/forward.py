@@ -31,7 +31,7 @@ from ._tile import (
     tangent_matrix,
     zero_rows,
 )
-from .config import Config, config_for
+from .config import Config, config_beside, config_for
 
 
 @triton.jit
@@ -230,7 +230,8 @@ def dual_forward(
 
     direction = _direction(K)
     with on_device(q):
-        launch(tuned(config_for(q, max(D, Dv), direction), launch, q, direction, (D, Dv, is_causal)))
+        config = config_beside(mask, q, max(D, Dv), direction) or config_for(q, max(D, Dv), direction)
+        launch(tuned(config, launch, q, direction, (D, Dv, is_causal, None if mask is None else mask.dtype)))
     return out, t_out, lse, mu
 
 

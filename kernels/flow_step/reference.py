@@ -27,11 +27,15 @@ def affine(xs: Sequence[Tensor | None], coefficients: Sequence[Coefficient], in_
     return total
 
 
-def squared_error(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
-    """Return ``sum_j (pred - target)_bj^2`` ``[B]``, or the sum or the mean of all squares, at least in fp32."""
+def squared_error(pred: Tensor, target: Tensor, reduction: str = "none", one_pass: bool = False) -> Tensor:
+    """Return ``sum_j (pred - target)_bj^2`` ``[B]``, or the sum or the mean of all squares, at least in fp32.
+
+    one_pass: compute the squares in one pass over memory, by an op that PyTorch cannot map well.
+    """
     dtype = at_least_float32(pred, target)
+    pred, target = pred.to(dtype), target.to(dtype)
     # reduced here, because PyTorch has no tangent of the gradient of mse_loss(reduction="mean") if an input has none
-    error = F.mse_loss(pred.to(dtype), target.to(dtype), reduction="none")
+    error = F.mse_loss(pred, target, reduction="none") if one_pass else (pred - target).square()
     if reduction == "none":
         return row_sum(error)
     return error.mean() if reduction == "mean" else error.sum()

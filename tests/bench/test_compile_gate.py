@@ -79,3 +79,18 @@ def test_comments_docstrings_and_formatting_do_not_change_the_hash():
     assert compile_report.code(one) == compile_report.code(other)
     assert compile_report.code(one) != compile_report.code(one.replace("+ 1", "+ 2"))
     assert compile_report.code("x = 'text'") != compile_report.code("x = 'other'")
+
+
+@pytest.mark.parametrize("family", compile_report.families())
+def test_every_shipped_configuration_has_a_compile_case(family):
+    assert compile_report.uncovered(family) == []
+
+
+def test_a_missing_case_is_seen(monkeypatch):
+    every = compile_report.cases("attention")
+    monkeypatch.setattr(
+        compile_report,
+        "cases",
+        lambda _: [c for c in every if (c.arch, c.constants.get("HEAD_DIM")) != ("sm_100", 256)],
+    )
+    assert any("width 256 bf16 sm_100" in text for text in compile_report.uncovered("attention"))

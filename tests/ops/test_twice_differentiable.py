@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastflow.ops._batching import JoinBatch
 from fastflow.ops._calls import Backward, DualBackward, DualForward, Forward
@@ -126,6 +127,32 @@ def test_mode(mode):
     got, want = (tensors(MODES[mode](f, PROBLEM)) for f in (gated_sine, spelled_out))
     for a, b in zip(got, want, strict=True):
         assert_close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_mode_of_one_input(mode, position):
+    got, want = (tensors(MODES[mode](*PROBLEM.at((position,), f))) for f in (gated_sine, spelled_out))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
+
+
+def test_batched_gradients_and_products_with_a_hessian():
+    """What the wiring owes to every op: see tests/ops/attention/test_orders.py."""
+    for f in (lambda x: gated_sine(x, GATE).sum(), lambda x: spelled_out(x, GATE).sum()):
+        x = X.clone().requires_grad_()
+        (first,) = torch.autograd.grad(f(x), x, create_graph=True)
+        (hessian,) = torch.autograd.grad(first, x, draw(9, 4), is_grads_batched=True, create_graph=True)
+        assert hessian.requires_grad
+        assert_close(hessian, -(W**2) * GATE * (W * X).sin() * draw(9, 4), 1e-13)
+        product = torch.autograd.functional.hvp(f, X, TX)[1]
+        assert_close(product, -(W**2) * GATE * (W * X).sin() * TX, 1e-13)
+
+
+def test_an_op_counts_no_flops_unless_it_says_so():
+    with FlopCounterMode(display=False) as counter:
+        gated_sine(X.clone().requires_grad_(), GATE).sum().backward()
+    assert counter.get_total_flops() == 0
 
 
 @pytest.mark.parametrize("mode", WITH_A_CONSTANT)

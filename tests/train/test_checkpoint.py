@@ -1,7 +1,9 @@
 """Checkpoints: exact, atomic, verified, and never unpickled."""
 
+import errno
 import json
 import pickle
+import resource
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from fastflow.train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from fastflow.train.errors import NonFiniteError
 
 pytest.importorskip("safetensors")
 
@@ -62,6 +65,118 @@ def test_newest_is_by_number_not_by_name(tmp_path: Path) -> None:
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.step == 100_000_000
+
+
+def steps(root: Path) -> list[int]:
+    return [int(folder.name[5:]) for folder in list_checkpoints(root)]
+
+
+def test_damaged_checkpoints_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, example(step))
+    _flip(tmp_path / "step_00000003" / "model.safetensors", -1)
+    save_checkpoint(tmp_path, example(4), keep=2)
+    assert steps(tmp_path) == [4, 3, 2]
+    _flip(tmp_path / "step_00000002" / "model.safetensors", -1)  # valid when it was last looked at
+    save_checkpoint(tmp_path, example(5), keep=3)
+    assert steps(tmp_path) == [5, 4, 3, 2]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_later_checkpoints_are_not_counted(damaged: bool, tmp_path: Path) -> None:
+    """As after a run went on from an older checkpoint."""
+    for step in (1, 2, 9):
+        save_checkpoint(tmp_path, example(step))
+    if damaged:
+        _flip(tmp_path / "step_00000009" / "model.safetensors", -1)
+    save_checkpoint(tmp_path, example(3), keep=1)
+    assert steps(tmp_path) == [9, 3]
+
+
+def test_foreign_entries_are_left_alone(tmp_path: Path) -> None:
+    names = ["step_7", "step_00000001_copy", "step_x", "step_²", ".step_notes", "notes", f"step_{'9' * 200}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    (tmp_path / "step_00000000").touch()
+    target = save_checkpoint(tmp_path / "elsewhere", example(2))
+    (tmp_path / "step_00000002").symlink_to(target)
+    for step in (1, 3, 4):
+        save_checkpoint(tmp_path, example(step), keep=1)
+    assert all((tmp_path / name / "mine").exists() for name in names)
+    assert (tmp_path / "step_00000000").exists()
+    assert (tmp_path / "step_00000002").is_symlink()
+    assert same(load_checkpoint(target), example(2))
+    assert not (tmp_path / "step_00000001").exists()
+
+
+def test_a_reader_sees_the_newer_checkpoint_when_its_own_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `fastflow sample` during a training that keeps one checkpoint."""
+    save_checkpoint(tmp_path, example(1))
+    original = module._sha256
+
+    def meanwhile(file: Path) -> str:
+        monkeypatch.undo()
+        save_checkpoint(tmp_path, example(2), keep=1)
+        return original(file)
+
+    monkeypatch.setattr(module, "_sha256", meanwhile)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert same(newest, example(2))
+
+
+@pytest.mark.parametrize("group", ["model", "ema", "optimizer"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_never_saved(group: str, value: float, tmp_path: Path) -> None:
+    good = save_checkpoint(tmp_path, example(1))
+    later = save_checkpoint(tmp_path, example(2))
+    _flip(later / "model.safetensors", -1)
+    tensors = {g: {"a": torch.ones(3), "n": torch.tensor(1)} for g in ("model", "ema", "optimizer")}
+    tensors[group]["b"] = torch.tensor([1.0, value], dtype=torch.bfloat16)
+    with pytest.raises(NonFiniteError, match=f"^{group}: b is not finite at step 3; last good checkpoint: {good}$"):
+        save_checkpoint(tmp_path, Checkpoint(3, tensors, {}))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+@pytest.mark.parametrize("name", [None, "model.safetensors", "optimizer.safetensors", "manifest.json"])
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(name: str | None, tmp_path: Path) -> None:
+    """No file may have more bytes than this one, less one."""
+    first = save_checkpoint(tmp_path, example(1))
+    limit = (first / name).stat().st_size - 1 if name else 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            save_checkpoint(tmp_path, example(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(raised.value.filename).startswith(str(tmp_path / ".step_00000002"))
+    assert raised.value.errno == errno.EFBIG
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["step_00000001"]
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert same(newest, example(1))
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_a_file_that_cannot_be_opened_now_is_not_damaged(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on from an older checkpoint would hide it."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, example(step))
+
+    def refuse(file: Path) -> str:
+        raise OSError(code, "refused", str(file))
+
+    monkeypatch.setattr(module, "_sha256", refuse)
+    with pytest.raises(OSError, match="refused"):
+        newest_checkpoint(tmp_path)
 
 
 def _flip(file: Path, position: int) -> None:

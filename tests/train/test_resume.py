@@ -131,6 +131,47 @@ def test_an_occupied_folder_is_kept_unless_told(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "notes.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "tensorboard"])
+def test_overwrite_deletes_nothing_behind_a_link(name: str, tmp_path: Path) -> None:
+    train(Config(**POINTS, steps=2, out=tmp_path / "run"))
+    (tmp_path / "run" / name).mkdir(exist_ok=True)
+    (tmp_path / "run" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    before = sorted(f for f in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"run/{name} is a link to .*elsewhere: --overwrite"):
+        train(Config(**POINTS, steps=3, out=tmp_path / "run", overwrite=True))
+    assert sorted(f for f in tmp_path.rglob("*")) == before
+    train(Config(**POINTS, steps=3, out=tmp_path / "run", resume=True))
+    assert newest(tmp_path / "run").step == 3
+
+
+def test_overwrite_of_a_folder_behind_a_link_is_complete(tmp_path: Path) -> None:
+    train(Config(**POINTS, steps=4, checkpoint_every=1, out=tmp_path / "run"))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    train(Config(**POINTS, steps=2, out=tmp_path / "link", overwrite=True))
+    assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+    assert len(read_rows(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_an_error_while_deleting_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(Config(**POINTS, steps=2, out=tmp_path))
+
+    def refuse(path: str, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with pytest.raises(PermissionError, match="step_00000002"):
+        train(Config(**POINTS, steps=1, out=tmp_path, overwrite=True))
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_folder_that_takes_no_checkpoints_is_found_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "absent")
+    with pytest.raises(OSError, match="checkpoints"):
+        train(Config(**POINTS, steps=2, out=tmp_path))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_settings_that_would_change_the_run_are_refused(tmp_path: Path) -> None:
     train(Config(**POINTS, steps=2, out=tmp_path))
     for name, value in {"seed": 1, "batch_size": 8, "path": "cosine", "hidden_size": 8}.items():

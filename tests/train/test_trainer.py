@@ -163,6 +163,22 @@ def test_exploding_run_is_stopped_before_it_is_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the step and its gradient were finite."""
+    update = EMA.update
+
+    def poison(self: EMA, step: int) -> None:
+        update(self, step)
+        if step == 4:
+            next(self.model.parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(EMA, "update", poison)
+    message = r"^ema: layers\.0\.\w+ is not finite at step 6; last good checkpoint: .*step_00000003$"
+    with pytest.raises(NonFiniteError, match=message):
+        train(Config(**FAST, steps=9, checkpoint_every=3, out=tmp_path))
+    assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+
+
 def test_log_survives_a_torn_last_line(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0, tensorboard=False)
     for step in range(1, 4):
@@ -250,7 +266,7 @@ def test_training_learns_digits_and_their_classes(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_training_learns_the_moons(tmp_path: Path) -> None:
     """Nearer to the data than noise by far, and near the distance of two real draws."""
-    settings = {"data": "moons", "hidden_size": 64, "learning_rate": 3e-3, "ema_decay": 0.99}
+    settings = {"data": "moons", "hidden_size": 64, "learning_rate": 3e-3, "ema_decay": 0.99, "seed": 1}
     config = Config(**settings, steps=400, batch_size=256, out=tmp_path, sample_every=200)
     summary = train(config)
     assert summary["w2"] < 0.4 * summary["w2_noise"]

@@ -13,6 +13,7 @@ from ..._dtypes import at_least_float32
 from .._calls import Backward, DualBackward, DualForward, Forward
 from .._twice_differentiable import Functions, TwiceDifferentiable, absent
 from .batching import JoinMask
+from .flops import flops
 from .select import IMPLEMENTATIONS, expanded
 
 
@@ -46,6 +47,8 @@ class AttentionFunctions(Functions):
             return out, lse.to(at_least_float32(q))  # ATen's fake has float32 for float64 (2.11)
         state = q.new_empty(implementation.state_shape(q, k), dtype=at_least_float32(q))
         return v.new_empty((*q.shape[:-1], v.shape[-1])), state
+
+    flops = staticmethod(flops)
 
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
         scale, is_causal, name = call.options

@@ -198,6 +198,9 @@ def _canonical_mask(mask: Any, query: Tensor, lead: tuple[int, ...], shape: tupl
         raise TypeError(f"attn_mask must be bool (true attends) or floating point (added), got {mask.dtype}")
     if mask.device != query.device:
         raise ValueError(f"attn_mask must be on the device of query, {query.device}, got {mask.device}")
+    if mask.dtype == torch.float64 != query.dtype:  # a finite value must not become -inf, which masks
+        finite = mask.clamp(torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
+        mask = torch.where(mask.isinf(), mask, finite).float()
     own = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
     if len(own) != len(shape) or any(a not in (1, b) for a, b in zip(own, shape)):
         raise ValueError(f"attn_mask must be broadcastable to {shape}, got shape {tuple(mask.shape)}")

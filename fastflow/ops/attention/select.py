@@ -11,10 +11,8 @@ from torch import Tensor
 
 from ... import _backend
 from ..._torch import holds_without_guard
-from ...kernels.attention import aten, cpu, short
+from ...kernels.attention import aten, config, cpu, short
 from .problem import Problem
-
-MAX_HEAD_DIM = 256  # of the Triton kernels
 
 
 @dataclass(frozen=True)
@@ -49,23 +47,27 @@ def select(problem: Problem, backend: str) -> Implementation:
     q, k, v, mask, is_causal = problem.query, problem.key, problem.value, problem.mask, problem.is_causal
     wanted = _backend.requested(backend)
     kernels = _backend.resolve(backend, "attention", q, k, v)
-    if kernels == "triton" and (head_dim := max(q.shape[-1], v.shape[-1])) > MAX_HEAD_DIM:
+    if kernels == "triton" and (head_dim := max(q.shape[-1], v.shape[-1])) > (most := _max_head_dim(q)):
         if wanted == "triton":
             raise ValueError(
-                f"backend='triton' cannot serve attention: the kernels take head dimensions up to {MAX_HEAD_DIM}, "
-                f"not {head_dim}"
+                f"backend='triton' cannot serve attention: the kernels take head dimensions up to {most} in "
+                f"{q.dtype} on this device, not {head_dim}"
             )
         kernels = "reference"
     is_short = has_short_rows(problem)
     if wanted == "auto" and is_short and short.supports(q, k):
         name = "short"
-    elif wanted == "auto" and not is_short and aten.supports(q, k, v, mask, is_causal):
+    elif wanted == "auto" and not is_short and aten.supports(q, k, v, mask, problem.scale, is_causal):
         name = "aten+triton" if kernels == "triton" else "aten+blocked"
     elif kernels == "triton":
         name = "triton"
     else:
         name = "blocked, P kept" if is_short else "blocked"
     return IMPLEMENTATIONS[name]
+
+
+def _max_head_dim(x: Tensor) -> int:
+    return config.max_head_dim(config.arch_of(x.device), x.dtype) if x.device.type == "cuda" else config.WIDTHS[-1]
 
 
 def has_short_rows(problem: Problem) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..._torch import inside_transform
 from ...kernels.divergence import reference
+from .._batched_grads import maps_batched_grads
 from .._tangents import has_tangent
 from . import custom_ops
 from .custom_ops import Draw
@@ -44,6 +45,7 @@ class ProbeDotsFunction(torch.autograd.Function):
         ctx.shape, ctx.dtype = products.shape, products.dtype
 
     @staticmethod
+    @maps_batched_grads
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return ScaledProbesFunction.apply(grad, list(ctx.shape), ctx.dtype, *ctx.draw), *_NO_GRADIENTS
 
@@ -70,6 +72,7 @@ class ScaledProbesFunction(torch.autograd.Function):
         ctx.c_dtype = c.dtype
 
     @staticmethod
+    @maps_batched_grads
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return ProbeDotsFunction.apply(grad, *ctx.draw).to(ctx.c_dtype), None, None, *_NO_GRADIENTS
 

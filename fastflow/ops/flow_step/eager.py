@@ -17,7 +17,7 @@ def affine(combination: Combination, dtype: torch.dtype) -> Tensor:
     """Return ``c1 x1 + c0 x0 + cz z`` in dtype."""
     x1, x0, z, *coefficients = combination
     xs = complete_tangents(x1, _as_tensor(x0, x1), _as_tensor(z, x1))
-    return reference.affine(xs, coefficients, _in_place()).to(dtype)
+    return reference.affine(xs, coefficients, _is_eager()).to(dtype)
 
 
 def squared_error(pred: Tensor, combination: Combination) -> Tensor:
@@ -33,10 +33,11 @@ def total_squared_error(pred: Tensor, combination: Combination, reduction: str) 
 def _reduced_error(pred: Tensor, combination: Combination, reduction: str) -> Tensor:
     x1, x0, z, *coefficients = combination
     pred, *xs = complete_tangents(pred, x1, _as_tensor(x0, x1), _as_tensor(z, x1))
-    return reference.squared_error(pred, reference.affine(xs, coefficients, _in_place()), reduction)
+    eager = _is_eager()
+    return reference.squared_error(pred, reference.affine(xs, coefficients, eager), reduction, one_pass=eager)
 
 
-def _in_place() -> bool:
+def _is_eager() -> bool:
     return not (torch.compiler.is_compiling() or inside_transform())
 
 

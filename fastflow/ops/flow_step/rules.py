@@ -13,6 +13,7 @@ from ..._dtypes import at_least_float32
 from ..._torch import inside_transform
 from ...kernels.flow_step import reference
 from ...kernels.flow_step.reference import row_sum, rows
+from .._batched_grads import maps_batched_grads
 from .._tangents import complete_tangents, has_tangent
 from . import custom_ops
 from .batching import vmapped
@@ -52,6 +53,7 @@ class AffineFunction(torch.autograd.Function):
         _save(ctx, Operands(*operands))
 
     @staticmethod
+    @maps_batched_grads
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (operands,) = _saved(ctx)
         *needed, _ = ctx.needs_input_grad
@@ -85,6 +87,7 @@ class SquaredErrorFunction(torch.autograd.Function):
         _save(ctx, Operands(*operands), pred)
 
     @staticmethod
+    @maps_batched_grads
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         pred, operands = _saved(ctx)
         pred_needed, *rest = ctx.needs_input_grad
@@ -122,6 +125,7 @@ class SquaredErrorGradFunction(torch.autograd.Function):
         _save(ctx, Operands(*operands), grad, pred)
 
     @staticmethod
+    @maps_batched_grads
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         grad, pred, operands = _saved(ctx)
         grad_needed, _, *needed = ctx.needs_input_grad

@@ -8,8 +8,11 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..._torch import push_function_mode_below, remove_function_mode
@@ -96,8 +99,22 @@ def _run_with_mode(run: Callable[[], None]) -> None:
         remove_function_mode(mode)
 
 
+def _inlinable(function: Any) -> Any:
+    """Return a copy, which torch.compile traces into: of the original it makes one opaque call."""
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(copy, function)
+
+
+def _unflatten(x: torch.Tensor, dim: Any, sizes: Any) -> torch.Tensor:
+    """Unflatten without ``super()``, which torch.compile cannot trace and multi-head attention reaches."""
+    return torch.unflatten(x, dim, sizes)
+
+
 SETTINGS = [
     *(Setting(place.owner, place.name, _replaced(place.original, place.replacement)) for place in PLACES),
+    Setting(F, "multi_head_attention_forward", _inlinable(F.multi_head_attention_forward)),
+    Setting(torch.Tensor, "unflatten", functools.wraps(torch.Tensor.unflatten)(_unflatten)),
     Setting(threading.Thread, "start", _start_with_mode(threading.Thread.start)),
 ]
 _found: list[tuple[Setting, bool]] = []  # in the place of each setting, and whether the owner held it itself

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..._torch import forward_mode_active, inside_transform
+from ..._torch import inside_transform, traced_by_autograd
 from ..attention import attention
-from .state import active_backend
+from .state import active_backend, tangent_possible
 
 
 def scaled_dot_product_attention(
@@ -23,12 +23,16 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Call :func:`fastflow.attention`, or PyTorch's own if there is dropout: math attention in forward mode."""
+    """Call :func:`fastflow.attention`, or PyTorch's own, math attention in forward mode, where that cannot serve.
+
+    It has no dropout. AOTAutograd gets here from a function that torch.compile did not trace into; there the backward
+    of attention's tangent would be lost.
+    """
     rest = (attn_mask, dropout_p, is_causal)
     if not isinstance(query, Tensor):
         return original(query, key, value, *rest, scale=scale, enable_gqa=enable_gqa)
-    if isinstance(dropout_p, (int, float)) and dropout_p > 0:
-        differentiable = forward_mode_active() or inside_transform()
+    if traced_by_autograd() or (isinstance(dropout_p, (int, float)) and dropout_p > 0):
+        differentiable = tangent_possible() or inside_transform()
         with sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext():
             return original(query, key, value, *rest, scale=scale, enable_gqa=enable_gqa)
     return attention(query, key, value, *rest, scale, enable_gqa, backend=active_backend() or "auto")

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._torch import forward_mode_active
+from .state import tangent_possible
 
 Original = Callable[..., Any]
+_RETURN_TYPES: Any = torch.return_types  # its stubs lack some
 
 
 def det(original: Original, *args: Any, **options: Any) -> Tensor:
@@ -31,7 +32,7 @@ def slogdet(original: Original, *args: Any, **options: Any) -> Any:
     if matrix is None:
         return original(*args, **options)
     diagonal, sign = _lu_diagonal(matrix)
-    return torch.return_types.linalg_slogdet((sign * diagonal.sgn().prod(-1), diagonal.abs().log().sum(-1)))
+    return _RETURN_TYPES.linalg_slogdet((sign * diagonal.sgn().prod(-1), diagonal.abs().log().sum(-1)))
 
 
 def logdet(original: Original, *args: Any, **options: Any) -> Tensor:
@@ -64,7 +65,7 @@ def solve_ex(
         return original(A, B, left=left, check_errors=check_errors, out=out)
     factor = torch.linalg.lu_factor if check_errors else torch.linalg.lu_factor_ex
     result, info = _solve(A, B, left, factor)
-    return torch.return_types.linalg_solve_ex((result, info))
+    return _RETURN_TYPES.linalg_solve_ex((result, info))
 
 
 def tensorsolve(original: Original, A: Tensor, B: Tensor, dims: Any = None, *, out: Any = None) -> Tensor:
@@ -100,7 +101,7 @@ def triangular_solve(
         return original(b, A, upper, transpose, unitriangular, **({} if out is None else {"out": out}))
     matrix = A.mT if transpose else A
     solution = torch.linalg.solve_triangular(matrix, b, upper=upper != transpose, unitriangular=unitriangular)
-    return torch.return_types.triangular_solve((solution, A.clone()))
+    return _RETURN_TYPES.triangular_solve((solution, A.clone()))
 
 
 def householder_product(original: Original, input: Tensor, tau: Tensor, *, out: Any = None) -> Tensor:
@@ -138,4 +139,4 @@ def _only_matrix(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor | Non
 
 
 def _replaceable(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.ndim >= 2 and forward_mode_active()
+    return isinstance(x, Tensor) and x.ndim >= 2 and tangent_possible()

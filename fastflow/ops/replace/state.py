@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..._torch import constant_when_traced
+from ..._torch import constant_when_traced, forward_mode_active, traced_by_autograd
 
 LOCK = threading.RLock()
 current_thread = threading.get_ident
@@ -38,3 +38,8 @@ def active_backend() -> str | None:
         if others is None and entry.reaches_all_threads:
             others = entry
     return None if others is None else others.backend
+
+
+def tangent_possible() -> bool:
+    """Return True in forward mode, and where AOTAutograd traces, which enters forward mode unseen by Python."""
+    return forward_mode_active() or traced_by_autograd()

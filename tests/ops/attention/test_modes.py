@@ -66,6 +66,26 @@ def test_mode(name: str, case: str, rows: str) -> None:
     _check(actual, expected, name)
 
 
+ALONE = [(rows, (i,)) for rows in ROWS for i in range(3)] + [("long", pair) for pair in ((0, 1), (0, 2), (1, 2))]
+
+
+@pytest.mark.parametrize(("rows", "positions"), ALONE, ids=str)
+@pytest.mark.parametrize("name", MODES)
+def test_mode_of_some_inputs(name: str, rows: str, positions: tuple[int, ...]) -> None:
+    """Each input differentiated and mapped alone, and each tangent missing."""
+    p = problem(H, rows=rows)
+    actual, expected = (MODES[name](*p.at(positions, f)) for f in (attention, math_attention))
+    _check(actual, expected, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MODES)
+def test_dtypes_are_pytorchs(name: str, dtype: torch.dtype) -> None:
+    p = problem(H, dtype)
+    actual, expected = (tensors(MODES[name](f, p)) for f in (attention, math_attention))
+    assert [(x.dtype, x.shape) for x in actual] == [(x.dtype, x.shape) for x in expected]
+
+
 @pytest.mark.parametrize("rows", ["long", "short"])
 @pytest.mark.parametrize("name", MODES)
 def test_mode_of_the_reference_alone(name: str, rows: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import grad, jvp
+from torch.func import grad, jvp, vjp, vmap
 
 Function = Callable[..., Any]
 RIGHT, WRONG, RAISES = "right", "wrong", "raises"
@@ -51,6 +51,16 @@ class Point:
         """The derivative in the direction t, in reverse mode."""
         return _dot(grad(self.value, tuple(range(len(x))))(*x), self.t)
 
+    def slopes(self, *x: Tensor) -> Tensor:
+        """The derivative in the direction t of two combinations of the results, by their VJPs one by one."""
+        pull = vjp(self.f, *x)[1]
+        return _dot(pull(self.w), self.t) + _dot(pull(tuple(w.cos() for w in self.w)), [t.sin() for t in self.t])
+
+    def mapped_slopes(self, *x: Tensor) -> Tensor:
+        """The same with both VJPs under one vmap."""
+        grads = vmap(vjp(self.f, *x)[1], randomness="same")(tuple(torch.stack([w, w.cos()]) for w in self.w))
+        return _dot(grads, [torch.stack([t, t.sin()]) for t in self.t])
+
 
 def _dot(xs: Sequence[Any], ys: Sequence[Any]) -> Any:
     return sum((x * y).sum() for x, y in zip(xs, ys) if x is not None and y is not None)
@@ -91,6 +101,16 @@ def _gradient_of_gradient(p: Point) -> tuple[Any, Any]:
     return _dot(grad(p.slope, tuple(range(len(p.x))))(*p.x), p.d), _along(p.slope, p.x, p.d[: len(p.x)])
 
 
+def _gradient_of_mapped_vjps(p: Point) -> tuple[Any, Any]:
+    grads = grad(p.mapped_slopes, tuple(range(len(p.x))))(*p.x)
+    return _dot(grads, p.d), _along(p.slopes, p.x, p.d[: len(p.x)])
+
+
+def _tangent_of_mapped_vjps(p: Point) -> tuple[Any, Any]:
+    d = p.d[: len(p.x)]
+    return jvp(p.mapped_slopes, p.x, d)[1], _along(p.slopes, p.x, d)
+
+
 MODES: dict[str, Callable[[Point], tuple[Any, Any]]] = {
     "gradient": _gradient,
     "tangent": _tangent,
@@ -98,6 +118,8 @@ MODES: dict[str, Callable[[Point], tuple[Any, Any]]] = {
     "the same, dual numbers": _gradient_of_dual_tangent,
     "tangent of the gradient": _tangent_of_gradient,
     "gradient of the gradient": _gradient_of_gradient,
+    "gradient of mapped VJPs": _gradient_of_mapped_vjps,
+    "tangent of mapped VJPs": _tangent_of_mapped_vjps,
 }
 
 

@@ -61,7 +61,7 @@ def test_points_are_fresh_in_every_batch() -> None:
 def test_digits() -> None:
     pytest.importorskip("sklearn")
     data = load_data("digits")
-    assert data.spec == DataSpec("images", (1, 8, 8), tuple("0123456789"), 0.5, 0.5)
+    assert data.spec == DataSpec("images", (1, 8, 8), tuple("0123456789"), 0.5, 0.5, data.spec.fingerprint)
     x, y = data.batch(0, 1797, seed=0)
     assert x.dtype == torch.float32
     assert (x.min(), x.max()) == (0.0, 1.0)
@@ -89,7 +89,7 @@ def test_folder_of_images_with_classes(tmp_path: Path) -> None:
         save_image(tmp_path / "blue" / f"{k}.png", (0, 0, 255))
         save_image(tmp_path / "amber" / f"{k}.JPG", (255, 191, 0))
     data = load_data(str(tmp_path), image_size=4)
-    assert data.spec == DataSpec("images", (3, 4, 4), ("amber", "blue"), 0.5, 0.5)
+    assert data.spec == DataSpec("images", (3, 4, 4), ("amber", "blue"), 0.5, 0.5, data.spec.fingerprint)
     x, y = data.batch(0, 6, seed=0)
     assert sorted(y.tolist()) == [0, 0, 0, 1, 1, 1]
     assert torch.equal(x[y == 1].mean((0, 2, 3)), torch.tensor([0.0, 0.0, 1.0]))
@@ -160,6 +160,7 @@ class _Bomb:
     ("make", "error", "message"),
     [
         (lambda folder: ("nothing", None), FileNotFoundError, "digits, mnist5k, moons.*'nothing'"),
+        (lambda folder: ("", None), ValueError, "data must name a data set, a folder or a file, got ''"),
         (lambda folder: (str(folder / "no.npy"), None), FileNotFoundError, "no.npy"),
         (lambda folder: (str(folder), None), ValueError, "no images under"),
         (lambda folder: ("digits", folder / "y.npy"), ValueError, "labels belong to data in an .npy array"),
