@@ -411,8 +411,10 @@ def _registered(
     function.backward = staticmethod(maps_batched_grads(function.backward))
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
+    def flops(*shapes: Any, **_: Any) -> int:
+        return op.functions.flops(layout.restore(shapes))
+
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
-    flops = lambda *shapes, **_: op.functions.flops(layout.restore(shapes))  # noqa: E731
     custom = custom_op(name, schema, flops)(lambda *flat: compute(layout.restore(flat)))
     custom.register_fake(lambda *flat: fake(layout.restore(flat)))
     custom.register_autograd(op_backward or function.backward, setup_context=function.setup_context)
