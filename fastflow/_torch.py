@@ -186,13 +186,6 @@ def is_transparent(kind: type) -> bool:
     return _hooks(kind) in (_hooks(Tensor), _hooks(torch.nn.Parameter))
 
 
-def is_fake(x: Tensor) -> bool:
-    """Return True for a tensor without data, of torch.compile's or FakeTensorMode's tracing."""
-    from torch._subclasses.fake_tensor import FakeTensor  # takes time
-
-    return isinstance(x, FakeTensor)
-
-
 def own_attention(*args: Any, **kwargs: Any) -> Tensor:
     """Call PyTorch's scaled_dot_product_attention, also while ``torch.nn.functional`` holds a replacement."""
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
@@ -280,3 +273,10 @@ def _innermost(x: Tensor) -> Tensor:
 def _fresh_keys(device: str) -> "torch._C.DispatchKeySet":
     with torch.inference_mode(False):
         return torch._C._dispatch_keys(torch.empty(0, device=device))
+
+
+def is_fake(x: Tensor) -> bool:
+    """Return True for a tensor without data, of torch.compile's or FakeTensorMode's tracing."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(x, FakeTensor)

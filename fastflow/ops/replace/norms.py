@@ -28,7 +28,7 @@ def layer_norm(
 ) -> Tensor:
     """Replace ``F.layer_norm`` and ``torch.layer_norm``."""
     shape = _valid_shape(input, normalized_shape, weight, bias)
-    if shape is None or not _may_be_wrong():
+    if shape is None or not _nested():
         if shape is not None and weight is None and bias is not None:
             weight = torch.ones_like(bias)  # without it, PyTorch's double backward raises
         return original(input, normalized_shape, weight, bias, eps, *rest, **options)
@@ -45,7 +45,7 @@ def native_layer_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Replace ``torch.native_layer_norm``, which also ignores the gradients of its second and third result."""
     shape = _valid_shape(input, normalized_shape, weight, bias)
-    if shape is None or not (_may_be_wrong() or _graph_possible(input)):
+    if shape is None or not (_nested() or _graph_possible(input)):
         return original(input, normalized_shape, weight, bias, eps)
     x = _autocast(input)
     y, mean, rstd = _norms.standardized(x, tuple(range(-len(shape), 0)), eps)
@@ -67,7 +67,7 @@ def batch_norm(
 ) -> Tensor:
     """Replace ``torch.batch_norm`` where it normalizes by the batch's own statistics."""
     fixed = (running_mean, running_var, training, momentum, eps, cudnn_enabled)
-    if not training or not _may_be_wrong():
+    if not training or not _nested():
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)  # checks the arguments and updates the running statistics
     return _batch_norm(input, weight, bias, eps)[0]
@@ -84,9 +84,9 @@ def functional_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Replace ``F.batch_norm`` as :func:`batch_norm` does ``torch.batch_norm``."""
+    """Replace ``F.batch_norm``, likewise."""
     fixed = (training, momentum, eps)
-    if not training or not _may_be_wrong():
+    if not training or not _nested():
         return original(input, running_mean, running_var, weight, bias, *fixed)
     x, w, b = _detached(input, weight, bias)
     original(x, running_mean, running_var, w, b, *fixed)
@@ -104,9 +104,9 @@ def native_batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace ``torch.native_batch_norm``, which also ignores the gradients of its statistics."""
+    """Replace ``torch.native_batch_norm``, likewise; it also ignores the gradients of its statistics."""
     fixed = (running_mean, running_var, training, momentum, eps)
-    if not training or not (_may_be_wrong() or _graph_possible(input)):
+    if not training or not (_nested() or _graph_possible(input)):
         return original(input, weight, bias, *fixed)
     _, mean, _ = original(*_detached(input, weight, bias), *fixed)
     out, *statistics = _batch_norm(input, weight, bias, eps)
@@ -127,7 +127,7 @@ def instance_norm(
 ) -> Tensor:
     """Replace ``torch.instance_norm`` where it normalizes by the input's own statistics."""
     fixed = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
-    if not use_input_stats or not _may_be_wrong():
+    if not use_input_stats or not _nested():
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)
     return _instance_norm(input, weight, bias, eps)
@@ -144,9 +144,9 @@ def functional_instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Replace ``F.instance_norm`` as :func:`instance_norm` does ``torch.instance_norm``."""
+    """Replace ``F.instance_norm``, likewise."""
     fixed = (use_input_stats, momentum, eps)
-    if not use_input_stats or not _may_be_wrong():
+    if not use_input_stats or not _nested():
         return original(input, running_mean, running_var, weight, bias, *fixed)
     x, w, b = _detached(input, weight, bias)
     original(x, running_mean, running_var, w, b, *fixed)
@@ -155,7 +155,7 @@ def functional_instance_norm(
 
 def weight_norm(original: Original, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Replace ``torch._weight_norm``, whose double backward is wrong and which has no forward mode."""
-    if not (_may_be_wrong() or _graph_possible(v, g)):
+    if not (_nested() or _graph_possible(v, g)):
         return original(v, g, dim)
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
@@ -198,8 +198,8 @@ def _autocast(x: Tensor) -> Tensor:
     return x.float()
 
 
-def _may_be_wrong() -> bool:
-    """Return True in forward mode, and inside torch.func, where vmap may map a VJP."""
+def _nested() -> bool:
+    """Return True where PyTorch's formulas may be wrong: in forward mode, and for VJPs under vmap."""
     return tangent_possible() or inside_transform()
 
 
