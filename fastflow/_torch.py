@@ -100,10 +100,8 @@ def requires_grad_at_any_level(x: Tensor) -> bool:
     return x.requires_grad
 
 
-def records_gradients(x: Tensor) -> bool:
-    """Return True if x requires grad at the innermost level that records gradients: that of a torch.func grad or vjp,
-    or of the tape where there is none.
-    """
+def requires_grad_at_recording_level(x: Tensor) -> bool:
+    """Return True if x requires grad at the level of the innermost torch.func grad or vjp, else on the tape."""
     if torch.compiler.is_compiling():
         return x.requires_grad
     stack = _functorch.get_interpreter_stack() or ()

@@ -244,6 +244,7 @@ def test_tangents_are_seen_at_any_level():
     with fwAD.dual_level():
         ask("dual level")(fwAD.make_dual(X, X))
     ask("none")(X)
+    torch.compile(lambda x: jvp(ask("compiled"), (x,), (x,)), backend="eager", fullgraph=True)(X)
     without = dict.fromkeys(["grad", "constant", "none"], False)
     assert found == {**dict.fromkeys(found, True), **without}
 
@@ -303,17 +304,19 @@ def test_traces_of_autograd_are_noticed():
     assert seen == [True, False]
 
 
-def test_records_gradients():
+def test_requires_grad_at_recording_level():
     """At the innermost level that records, which vmap and jvp are not."""
     wanted = dict.fromkeys(("none", "vmap", "jvp", "dual level"), False)
     wanted |= dict.fromkeys(("grad", "vmap of grad", "jvp of grad"), True)
-    assert seen(_torch.records_gradients) == wanted
+    assert seen(_torch.requires_grad_at_recording_level) == wanted
     leaf, found = torch.zeros(3, requires_grad=True), []
-    vmap(lambda x: found.append(_torch.records_gradients(x)) or x)(leaf)
-    jvp(lambda x: found.append(_torch.records_gradients(x)) or x, (leaf,), (leaf,))
-    grad(lambda x: found.append(_torch.records_gradients(leaf)) or x)(torch.zeros(()))
-    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or x)(leaf).sum())(torch.zeros(()))
-    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or y)(x).sum())(leaf)
+    vmap(lambda x: found.append(_torch.requires_grad_at_recording_level(x)) or x)(leaf)
+    jvp(lambda x: found.append(_torch.requires_grad_at_recording_level(x)) or x, (leaf,), (leaf,))
+    grad(lambda x: found.append(_torch.requires_grad_at_recording_level(leaf)) or x)(torch.zeros(()))
+    grad(lambda x: vmap(lambda y: found.append(_torch.requires_grad_at_recording_level(y)) or x)(leaf).sum())(
+        torch.zeros(())
+    )
+    grad(lambda x: vmap(lambda y: found.append(_torch.requires_grad_at_recording_level(y)) or y)(x).sum())(leaf)
     assert found == [True, True, False, False, True]
 
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastflow.ops._batching import JoinBatch
 from fastflow.ops._calls import Backward, DualBackward, DualForward, Forward
-from fastflow.ops._twice_differentiable import Functions, TwiceDifferentiable, absent
+from fastflow.ops._functions import Functions, absent
+from fastflow.ops._twice_differentiable import TwiceDifferentiable
 from tests.compare import assert_close, tensors
 from tests.modes import MODES, Problem
 

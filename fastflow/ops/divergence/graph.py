@@ -7,7 +7,7 @@ only a part of its graph cannot be told from one that has no such part.
 import torch
 from torch import Tensor
 
-from ..._torch import records_gradients
+from ..._torch import requires_grad_at_recording_level
 from .._tangents import has_tangent
 
 _CUT = "detach() or .data, torch.inference_mode(), or a value computed outside PyTorch (NumPy, .item())"
@@ -31,7 +31,7 @@ def check_tangent(value: Tensor) -> None:
 
 def check_recorded(value: Tensor, x: Tensor) -> None:
     """Raise if gradients of x are being recorded and value carries no graph."""
-    if torch.is_grad_enabled() and records_gradients(x) and not records_gradients(value):
+    if torch.is_grad_enabled() and requires_grad_at_recording_level(x) and not requires_grad_at_recording_level(value):
         raise no_graph_error()
 
 
