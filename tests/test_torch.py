@@ -244,8 +244,10 @@ def test_tangents_are_seen_at_any_level():
     with fwAD.dual_level():
         ask("dual level")(fwAD.make_dual(X, X))
     ask("none")(X)
-    torch.compile(lambda x: jvp(ask("compiled"), (x,), (x,)), backend="eager", fullgraph=True)(X)
-    without = dict.fromkeys(["grad", "constant", "none"], False)
+    compiled = torch.compile(lambda f, x: jvp(f, (x,), (x,)), backend="eager", fullgraph=True)
+    compiled(ask("compiled"), X)
+    compiled(lambda x: ask("compiled constant")(X) + x.sum(), X)
+    without = dict.fromkeys(["grad", "constant", "none", "compiled constant"], False)
     assert found == {**dict.fromkeys(found, True), **without}
 
 

@@ -121,7 +121,7 @@ def _from_json(kind: Any, meta: dict[str, Any], name: str) -> Any:
         reason = "lacks" if key in fields else "has the unknown key"
         raise UnsupportedCheckpointError(f"{name} {reason} {key!r}: it was written by another version of fastflow")
     for key, annotation in typing.get_type_hints(kind).items():
-        if not _is_json_of(annotation, values[key]):
+        if not _fits(values[key], annotation):
             raise DamagedCheckpointError(f"{name}: {key} cannot be {values[key]!r}")
     try:
         return kind.from_json(values)
@@ -129,15 +129,15 @@ def _from_json(kind: Any, meta: dict[str, Any], name: str) -> Any:
         raise DamagedCheckpointError(f"{name}: {error}") from error
 
 
-def _is_json_of(annotation: Any, value: Any) -> bool:
+def _fits(value: Any, annotation: Any) -> bool:
     """Return True if ``value`` is the JSON form of an object of this type."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return value in arguments
     if origin in (typing.Union, types.UnionType):
-        return any(_is_json_of(a, value) for a in arguments)
+        return any(_fits(value, a) for a in arguments)
     if origin is tuple:
-        return type(value) is list and all(_is_json_of(arguments[0], v) for v in value)
+        return type(value) is list and all(_fits(v, arguments[0]) for v in value)
     if annotation is float:
         return type(value) in (int, float)
     return type(value) is (str if annotation is Path else annotation)
