@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from .checkpoint import newest_valid
 from .errors import NonFiniteError
 from .extras import extra
 from .files import naming, replace_text
-from .settings import is_finite
 
 _COLUMNS = ("loss", "grad_norm", "learning_rate")
 
@@ -107,12 +107,12 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    valid = isinstance(row, dict) and type(row.get("step")) is int and all(_is_number(row.get(k)) for k in _COLUMNS)
+    valid = isinstance(row, dict) and type(row.get("step")) is int and all(_is_finite(row.get(k)) for k in _COLUMNS)
     return row if valid else None
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and is_finite(value)
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ class Interval:
         """Raise a ValueError unless value lies in the interval."""
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        if not (above and below and is_finite(value)):  # false for NaN
+        if not (above and below and _is_finite(value)):  # false for NaN
             raise ValueError(f"{name} must {self._wanted(value, above)}, got {value}")
 
     def _wanted(self, value: float, above: bool) -> str:
@@ -34,14 +34,14 @@ class Interval:
             return f"be in {'(' if self.low_open else '['}{self.low:g}, {self.high:g})"
         if self.low_open:
             return ("be positive" if self.low == 0 else f"be above {self.low:g}") + (" and finite" if above else "")
-        if not is_finite(value):
+        if not _is_finite(value):
             return "be finite"
         if above:
             return f"be at most {self.high}"
         return "not be negative" if self.low == 0 else f"be at least {self.low}"
 
 
-def is_finite(value: float) -> bool:
+def _is_finite(value: float) -> bool:
     return abs(value) <= sys.float_info.max  # math.isfinite overflows for large integers
 
 
@@ -71,16 +71,16 @@ def check_settings(settings: Any, intervals: Mapping[str, Interval]) -> None:
         if typing.get_origin(kind) is Literal:
             check_choice(field.name, value, kind)
             continue
-        if type(value) is not kind and not _has_type(value, kind):
-            raise TypeError(f"{field.name} must be {_TYPES[kind]}, got {value!r} of type {type(value).__name__}")
+        if type(value) is not kind and not _fits(value, kind):
+            raise TypeError(f"{field.name} must be {_A[kind]}, got {value!r} of type {type(value).__name__}")
         if kind in (int, float):
             intervals[field.name].check(field.name, value)
 
 
-_TYPES = {bool: "a bool", int: "an int", float: "a float", str: "a str", Path: "a Path"}
+_A = {bool: "a bool", int: "an int", float: "a float", str: "a str", Path: "a Path"}
 
 
-def _has_type(value: Any, kind: Any) -> bool:
+def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if kind is float else kind)

@@ -86,8 +86,5 @@ class DataSpec:
         """
         spec = cls(**{**values, "shape": tuple(values["shape"]), "class_names": tuple(values["class_names"])})
         if min(spec.shape, default=0) < 1 or not (math.isfinite(spec.mean) and 0.0 < spec.std < math.inf):
-            raise ValueError(
-                "shape and std must be positive, mean and std finite, got "
-                f"shape {spec.shape}, mean {spec.mean} and std {spec.std}"
-            )
+            raise ValueError(f"no data has shape {spec.shape}, mean {spec.mean} and std {spec.std}")
         return spec
