@@ -146,7 +146,7 @@ def check_returned(function: str, value: object, shape: torch.Size, meaning: str
     return value
 
 
-def check_returned_like(function: str, value: object, x: Tensor) -> Tensor:
+def check_value(function: str, value: object, x: Tensor) -> Tensor:
     """Return ``function(x)``; raise unless it is a floating-point tensor with the shape and the device of x."""
     return check_returned(function, value, x.shape, "the shape of x", x.device)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_number, check_returned, check_returned_like
+from .._checks import check_number, check_returned, check_value
 from .._dtypes import at_least_float32
 from ..kernels.flow_step.reference import rows
 from ..ops.divergence.estimators import estimate
@@ -53,7 +53,7 @@ def classifier_free_guidance(
     if not isinstance(y, Tensor):
         raise TypeError(f"y must be a tensor, got {type(y).__name__}")
     if check_number("scale", scale) == 1.0:
-        return lambda x, t: check_returned_like("model", model(x, t, _check_labels(y, x)), x)
+        return lambda x, t: check_value("model", model(x, t, _check_labels(y, x)), x)
     if null_class is None:
         raise ValueError(f"guidance with scale {scale} needs a model with a null class (class_dropout > 0)")
     labels = torch.cat((y, torch.full_like(y, null_class)))
@@ -61,7 +61,7 @@ def classifier_free_guidance(
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         _check_labels(y, x)
         doubled = torch.cat((x, x))
-        value = check_returned_like("model", model(doubled, torch.cat((t, t)), labels), doubled)
+        value = check_value("model", model(doubled, torch.cat((t, t)), labels), doubled)
         conditional, unconditional = value.to(at_least_float32(value)).chunk(2)
         w = rows(torch.where((t >= low) & (t <= high), scale, 1.0), conditional)
         return torch.lerp(unconditional, conditional, w).to(value.dtype)

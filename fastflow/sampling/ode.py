@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_count, check_dense, check_number, check_returned_like, is_differentiated
+from .._checks import check_choice, check_count, check_dense, check_number, check_value, is_differentiated
 from .._dtypes import at_least_float32
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -48,7 +48,7 @@ def integrate(
 
 def evaluate(velocity: Velocity, x: Tensor, t: Tensor) -> Tensor:
     """Return ``velocity(x, t)``; raise unless it is a floating-point tensor with the shape and the device of x."""
-    return check_returned_like("velocity", velocity(x, t), x)
+    return check_value("velocity", velocity(x, t), x)
 
 
 def step_times(num_steps: int | None, t0: float, t1: float, time_grid: Tensor | None = None) -> list[float]:

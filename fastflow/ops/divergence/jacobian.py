@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from ..._checks import check_returned_like
+from ..._checks import check_value
 from ..._torch import inside_transform
 from .._tangents import has_tangent
 from .graph import check_graph, check_recorded, check_tangent, no_graph_error
@@ -44,7 +44,7 @@ def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Pro
 
 def evaluate(field: Field, x: Tensor) -> Tensor:
     """Return ``field(x)``; raise unless it is a floating-point tensor with the shape and the device of x."""
-    return check_returned_like("field", field(x), x)
+    return check_value("field", field(x), x)
 
 
 def _choose(x: Tensor) -> Mode:
