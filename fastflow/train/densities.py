@@ -11,6 +11,7 @@ from ..ops.random import uniform
 from ..paths import Path
 from ..sampling.likelihood import LikelihoodSolver, log_likelihood
 from .data import PointData, load_data
+from .errors import NonFiniteError
 from .preflight import check_probes, check_samples
 from .purposes import Purpose
 from .runs import SAMPLES_TOGETHER, Run
@@ -42,6 +43,7 @@ def data_densities(
     in levels. Points and latents keep their own units.
 
     Raises:
+        NonFiniteError: a density is infinite or NaN.
         ValueError: the data is not what the run was trained on, or the request does not fit into memory.
     """
     data = load_data(run.config.data, run.config.labels, run.config.image_size)
@@ -84,6 +86,8 @@ def data_densities(
         )
         results.append((result.log_prob, result.bits_per_dim(scale), result.stderr))
     nats, bits, errors = zip(*results, strict=True)
+    if bad := sum(int(x.isfinite().logical_not().sum()) for x in nats):
+        raise NonFiniteError(f"{bad} of {len(x1)} log-densities are not finite: try more steps")
     volume = x1[0].numel() * math.log(scale)
     return Densities(
         torch.cat(nats).cpu() - volume, torch.cat(bits).cpu(), None if errors[0] is None else torch.cat(errors).cpu()
