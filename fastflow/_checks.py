@@ -12,7 +12,14 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ._dtypes import at_least_float32
-from ._torch import below_transforms, is_transparent, requires_grad_at_any_level, transforms, unwrapped
+from ._torch import (
+    below_transforms,
+    forward_mode_active,
+    is_transparent,
+    requires_grad_at_any_level,
+    transforms,
+    unwrapped,
+)
 
 
 class HasDomain(Protocol):
@@ -115,6 +122,14 @@ def is_differentiated(x: Tensor) -> bool:
     return requires_grad_at_any_level(x) and torch.is_grad_enabled()
 
 
+def check_recording() -> None:
+    """Raise a RuntimeError where a derivative is taken under inference mode, which loses it without an error."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return
+    if forward_mode_active() or set(transforms()) - {"Vmap"}:
+        raise RuntimeError("there are no derivatives under torch.inference_mode(): use torch.no_grad()")
+
+
 def check_batched(name: str, x: object) -> Tensor:
     """Return x; raise unless it is a floating-point tensor ``[B, ...]``."""
     x = check_floating(name, x)
@@ -137,6 +152,8 @@ def check_returned(function: str, value: object, shape: torch.Size, meaning: str
     """Return the value of a caller's function; raise unless it is a floating-point tensor of this shape and device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{function} must return a tensor, got {type(value).__name__}")
+    if (found := why_not_dense(value)) is not None:
+        raise TypeError(f"{function} must return a dense tensor, got {found}")
     if not value.dtype.is_floating_point:
         raise TypeError(f"{function} must return a floating point dtype, got {value.dtype}")
     if value.shape != shape:

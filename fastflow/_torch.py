@@ -278,3 +278,18 @@ def is_fake(x: Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return isinstance(x, FakeTensor)
+
+
+def native_layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of ``torch.native_layer_norm``, by the fused kernel, which cannot be differentiated."""
+    backward = torch.ops.aten.native_layer_norm_backward
+    return backward(grad, x, shape, mean, rstd, weight, bias, list(needed))

@@ -329,3 +329,12 @@ def test_is_fake():
         assert _torch.is_fake(torch.empty(2))
         assert _torch.is_fake(mode.from_tensor(torch.ones(2)))
     assert not _torch.is_fake(torch.ones(2))
+
+
+def test_native_layer_norm_backward():
+    x, w, b, g = (torch.randn(*shape, requires_grad=True) for shape in ((3, 4), (4,), (4,), (3, 4)))
+    out, mean, rstd = torch.native_layer_norm(x, (4,), w, b, 1e-5)
+    expected = torch.autograd.grad(out, (x, w), g)
+    *actual, none = _torch.native_layer_norm_backward(g, x, (4,), mean, rstd, w, b, (True, True, False))
+    assert none is None
+    torch.testing.assert_close(tuple(actual), expected)

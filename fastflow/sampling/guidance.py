@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_number, check_returned, check_value
+from .._checks import check_batched, check_number, check_returned, check_value
 from .._dtypes import at_least_float32
 from ..kernels.flow_step.reference import rows
 from ..ops.divergence.estimators import estimate
@@ -141,6 +141,8 @@ def mode_seeking(
 
 
 def _value_and_guidance(velocity: Velocity, x: Tensor, t: Tensor, options: DivergenceOptions) -> tuple[Tensor, Tensor]:
+    check_batched("x", x)
+
     def negative_divergence(x: Tensor) -> tuple[Tensor, Tensor]:
         value, samples = estimate(lambda x: evaluate(velocity, x, t), x, options)
         return -samples.mean(0).sum(), value

@@ -54,6 +54,26 @@ def test_bad_values_of_a_velocity_are_named(name, call):
         CALLS[call](function)
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_values_without_a_memory_of_their_own_are_refused(call):
+    """A MaskedTensor passed through the solvers, mask and all."""
+    if call == "dopri5":
+        pytest.importorskip("torchdiffeq")
+    masked = lambda x: torch.masked.as_masked_tensor(torch.ones_like(X).repeat(len(x) // len(X), 1), X.bool())  # noqa: E731
+    with pytest.raises(
+        TypeError, match=r"^(velocity|model|field) must return a dense tensor, got a MaskedTensor: pass"
+    ):
+        CALLS[call](masked)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"), [([1.0], "x must be a tensor, got list"), (X.int(), "x must have a floating")]
+)
+def test_mode_guidance_checks_its_point(x, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        ff.mode_guidance(lambda x, t: x, x, T)
+
+
 def test_empty_batches_are_checked_too():
     with pytest.raises(ValueError, match=r"field must return the shape of x, \(0, 3\), got shape \(0,\)"):
         ff.divergence(lambda x: x[:, 0], torch.ones(0, 3))
