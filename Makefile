@@ -46,7 +46,7 @@ compile-report: $(VENV)/.test
 	$(BIN)/python -m bench.compiler
 
 release-check: lint test
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.train.kills --count 50
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.train.kills --count 15
 	rm -rf dist && $(PYTHON) -m venv --clear dist/.venv && dist/.venv/bin/python -m pip install --quiet build
 	dist/.venv/bin/python -m build --outdir dist
 	dist/.venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[train]"

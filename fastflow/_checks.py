@@ -45,6 +45,12 @@ def check_count(name: str, value: SupportsIndex) -> int:
     return operator.index(value)
 
 
+def check_integer(name: str, value: object) -> None:
+    """Raise a TypeError unless value is an int, perhaps a symbolic one."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
 def check_floating(name: str, x: object) -> Tensor:
     """Return x; raise a TypeError unless it is a dense, real floating-point tensor."""
     if not isinstance(x, Tensor):
@@ -107,7 +113,7 @@ def check_number(name: str, x: Any) -> float:
 
 
 def is_differentiated(x: Tensor) -> bool:
-    """Return True if x requires grad at any level of torch.func, or has a tangent at the innermost."""
+    """Return True if a gradient of x, at any level of torch.func, or its tangent, at the innermost, is computed."""
     # a batched tensor cannot be unpacked; a tangent below it reaches the derivative rules, which raise
     if transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
         return True

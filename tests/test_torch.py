@@ -244,7 +244,10 @@ def test_tangents_are_seen_at_any_level():
     with fwAD.dual_level():
         ask("dual level")(fwAD.make_dual(X, X))
     ask("none")(X)
-    without = dict.fromkeys(["grad", "constant", "none"], False)
+    compiled = torch.compile(lambda f, x: jvp(f, (x,), (x,)), backend="eager", fullgraph=True)
+    compiled(ask("compiled"), X)
+    compiled(lambda x: ask("compiled constant")(X) + x.sum(), X)
+    without = dict.fromkeys(["grad", "constant", "none", "compiled constant"], False)
     assert found == {**dict.fromkeys(found, True), **without}
 
 
@@ -303,17 +306,19 @@ def test_traces_of_autograd_are_noticed():
     assert seen == [True, False]
 
 
-def test_records_gradients():
+def test_requires_grad_at_recording_level():
     """At the innermost level that records, which vmap and jvp are not."""
     wanted = dict.fromkeys(("none", "vmap", "jvp", "dual level"), False)
     wanted |= dict.fromkeys(("grad", "vmap of grad", "jvp of grad"), True)
-    assert seen(_torch.records_gradients) == wanted
+    assert seen(_torch.requires_grad_at_recording_level) == wanted
     leaf, found = torch.zeros(3, requires_grad=True), []
-    vmap(lambda x: found.append(_torch.records_gradients(x)) or x)(leaf)
-    jvp(lambda x: found.append(_torch.records_gradients(x)) or x, (leaf,), (leaf,))
-    grad(lambda x: found.append(_torch.records_gradients(leaf)) or x)(torch.zeros(()))
-    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or x)(leaf).sum())(torch.zeros(()))
-    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or y)(x).sum())(leaf)
+    vmap(lambda x: found.append(_torch.requires_grad_at_recording_level(x)) or x)(leaf)
+    jvp(lambda x: found.append(_torch.requires_grad_at_recording_level(x)) or x, (leaf,), (leaf,))
+    grad(lambda x: found.append(_torch.requires_grad_at_recording_level(leaf)) or x)(torch.zeros(()))
+    grad(lambda x: vmap(lambda y: found.append(_torch.requires_grad_at_recording_level(y)) or x)(leaf).sum())(
+        torch.zeros(())
+    )
+    grad(lambda x: vmap(lambda y: found.append(_torch.requires_grad_at_recording_level(y)) or y)(x).sum())(leaf)
     assert found == [True, True, False, False, True]
 
 

@@ -12,13 +12,13 @@ from ..train.data import DataSpec
 from ..train.plots import check_picture, plot_samples
 from ..train.preflight import check_guidance, check_output_file, check_samples
 from ..train.runs import choose_device, generate, load_run
-from ..train.settings import COUNT, FINITE, SEED, SOLVER_STEPS, check_settings
+from ..train.settings import COUNT, GUIDANCE, SEED, SOLVER_STEPS, check_settings
 
 INTERVALS = {
     "num": COUNT,
     "steps": SOLVER_STEPS,
-    "guidance": FINITE,
-    "mode_guidance": FINITE,
+    "guidance": GUIDANCE,
+    "mode_guidance": GUIDANCE,
     "seed": SEED,
 }
 

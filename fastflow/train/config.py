@@ -11,8 +11,8 @@ from ..sampling import Solver
 from .settings import (
     COUNT,
     COUNT_OR_NONE,
-    FINITE,
     FRACTION,
+    GUIDANCE,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -51,7 +51,7 @@ INTERVALS = {
     "keep_checkpoints": COUNT,
     "sample_every": COUNT_OR_NONE,
     "sample_steps": SOLVER_STEPS,
-    "guidance": FINITE,
+    "guidance": GUIDANCE,
     "eval_samples": COUNT_OR_NONE,
 }
 

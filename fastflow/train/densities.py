@@ -11,11 +11,10 @@ from ..ops.random import uniform
 from ..paths import Path
 from ..sampling.likelihood import LikelihoodSolver, log_likelihood
 from .data import PointData, load_data
+from .errors import NonFiniteError
 from .preflight import check_probes, check_samples
 from .purposes import Purpose
-from .runs import Run
-
-_CHUNK = 512  # samples in one batch through the network
+from .runs import SAMPLES_TOGETHER, Run
 
 
 class Densities(NamedTuple):
@@ -44,6 +43,7 @@ def data_densities(
     in levels. Points and latents keep their own units.
 
     Raises:
+        NonFiniteError: a density is infinite or NaN.
         ValueError: the data is not what the run was trained on, or the request does not fit into memory.
     """
     data = load_data(run.config.data, run.config.labels, run.config.image_size)
@@ -65,7 +65,7 @@ def data_densities(
     x1 = run.spec.standardise(x)
     low, high = run.path.domain
     results = []
-    for index in torch.arange(len(x1)).split(_CHUNK):
+    for index in torch.arange(len(x1)).split(SAMPLES_TOGETHER):
         labels = None if y is None else y[index].to(device)
 
         def velocity(x: Tensor, t: Tensor, labels: Tensor | None = labels) -> Tensor:
@@ -86,6 +86,8 @@ def data_densities(
         )
         results.append((result.log_prob, result.bits_per_dim(scale), result.stderr))
     nats, bits, errors = zip(*results, strict=True)
+    if bad := sum(int(x.isfinite().logical_not().sum()) for x in nats):
+        raise NonFiniteError(f"{bad} of {len(x1)} log-densities are not finite: try more steps")
     volume = x1[0].numel() * math.log(scale)
     return Densities(
         torch.cat(nats).cpu() - volume, torch.cat(bits).cpu(), None if errors[0] is None else torch.cat(errors).cpu()

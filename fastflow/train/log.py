@@ -107,8 +107,8 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    valid = isinstance(row, dict) and type(row.get("step")) is int and all(_is_finite(row.get(k)) for k in _COLUMNS)
-    return row if valid else None
+    valid = isinstance(row, dict) and type(row.get("step")) is int and row["step"] > 0
+    return row if valid and all(_is_finite(row.get(k)) for k in _COLUMNS) else None
 
 
 def _is_finite(value: Any) -> bool:

@@ -28,6 +28,9 @@ from .runs import build_path, choose_device, read_description
 from .signals import Stopped, StopSignals
 from .state import State
 
+_FOLDERS = ("checkpoints", "samples", "tensorboard")
+_FILES = ("metrics.jsonl", "summary.json", "samples.png", "loss.png")
+
 
 def train(config: Config, stop: StopSignals | None = None) -> dict[str, float]:
     """Train a model as configured and write its run to the folder ``config.out``.
@@ -45,7 +48,8 @@ def train(config: Config, stop: StopSignals | None = None) -> dict[str, float]:
         The content of ``summary.json``: the final metrics, ``steps`` and ``train_seconds``.
 
     Raises:
-        FileExistsError: the folder holds a run, and neither resume nor overwrite is set.
+        FileExistsError: the folder holds a run, and neither resume nor overwrite is set; or something else is where
+            the run would write.
         ValueError: the settings contradict each other or those of the run being resumed.
         NonFiniteError: a loss, gradient or weight is not finite; the message names the step and the last good
             checkpoint.
@@ -142,6 +146,7 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def _prepare_folder(config: Config, spec: DataSpec, state: State) -> None:
+    _check_places(config.out)
     checkpoints = config.out / "checkpoints"
     if list_checkpoints(checkpoints) or (config.out / "metrics.jsonl").exists():
         if config.overwrite:
@@ -175,9 +180,18 @@ def _draw_if_due(config: Config, data: Dataset, path: Path, state: State, log: R
             draw_pictures(config, data, path, state, log)
 
 
+def _check_places(folder: FilePath) -> None:
+    """Raise a FileExistsError if a folder is where a run writes a file, or the reverse; a device is neither."""
+    places = [(folder / name, FilePath.is_dir, "folder") for name in _FOLDERS]
+    places += [(folder / name, FilePath.is_file, "file") for name in _FILES]
+    for path, is_right, kind in places:
+        if path.exists() and not is_right(path):
+            raise FileExistsError(f"{path} is no {kind}, and a run needs its place: move it, or choose another --out")
+
+
 def _remove_run(folder: FilePath) -> None:
     """Delete the files that a run writes, and nothing else in the folder."""
-    folders = [folder / name for name in ("checkpoints", "samples", "tensorboard")]
+    folders = [folder / name for name in _FOLDERS]
     for path in folders:
         if path.is_symlink():
             raise ValueError(
@@ -187,7 +201,7 @@ def _remove_run(folder: FilePath) -> None:
     for path in folders:
         for entry in path.iterdir() if os.path.ismount(path) else (path,):
             remove(entry)
-    for name in ("metrics.jsonl", "summary.json", "samples.png", "loss.png"):
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -199,6 +213,7 @@ def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContex
 
 
 def _progress(config: Config, state: State) -> Any:
+    on_terminals_only = None
     return extra("tqdm").tqdm(
-        total=config.steps, initial=state.step, desc=config.data, unit="step", disable=None
-    )  # on a terminal only
+        total=config.steps, initial=state.step, desc=config.data, unit="step", disable=on_terminals_only
+    )

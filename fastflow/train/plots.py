@@ -58,8 +58,9 @@ def plot_losses(file: Path, steps: Sequence[int], losses: Sequence[float]) -> No
         label = f"mean of {width} steps"
         axes.plot(steps[width - 1 :], mean, color=BLUE, linewidth=1.8, label=label)
     axes.set(xlabel="step", ylabel="flow-matching loss", xlim=(0, max(steps, default=1)))
-    low, high = np.quantile(losses, (0.0, 0.995))
-    axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.05 * (high - low) + 1e-12)
+    if losses:  # none if the metrics of a finished run are lost
+        low, high = np.quantile(losses, (0.0, 0.995))
+        axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.05 * (high - low) + 1e-12)
     add_grid(axes)
     axes.legend(frameon=False, labelcolor=INK)
     style_axes(axes)

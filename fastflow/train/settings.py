@@ -49,6 +49,7 @@ FINITE = Interval()
 POSITIVE = Interval(0, low_open=True)
 NOT_NEGATIVE = Interval(0)
 FRACTION = Interval(0, 1, high_open=True)
+GUIDANCE = Interval(-1e6, 1e6)  # far above any use; fp32 cannot hold what some larger scales give
 SEED = Interval(0, 2**63 - 1)
 COUNT = Interval(1, 10**12)
 COUNT_OR_NONE = Interval(0, 10**12)
@@ -71,7 +72,12 @@ def check_settings(settings: Any, intervals: Mapping[str, Interval]) -> None:
         if typing.get_origin(kind) is Literal:
             check_choice(field.name, value, kind)
             continue
-        if type(value) is not kind and not _fits(value, kind):
+        if typing.get_origin(kind) is tuple:
+            item = typing.get_args(kind)[0]
+            if not (isinstance(value, tuple) and all(_fits(v, item) for v in value)):
+                raise TypeError(f"{field.name} must be a tuple of {item.__name__}, got {value!r}")
+            continue
+        if not _fits(value, kind):
             raise TypeError(f"{field.name} must be {_A[kind]}, got {value!r} of type {type(value).__name__}")
         if kind in (int, float):
             intervals[field.name].check(field.name, value)
@@ -82,7 +88,7 @@ _A = {bool: "a bool", int: "an int", float: "a float", str: "a str", Path: "a Pa
 
 def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
-        return False
+        return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 

@@ -1,4 +1,4 @@
-"""What velocities return, times, tolerances, and solves that cannot go on."""
+"""Values of velocities, times, tolerances, and solves that cannot go on."""
 
 import math
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..settings import FINITE, POSITIVE, check_settings
+
 Kind = Literal["images", "latents", "points"]
 
 # fp32 keeps data to a millionth of its std while the mean is at most this many stds away from zero
@@ -82,9 +84,12 @@ class DataSpec:
         """Build a spec from the JSON form of ``dataclasses.asdict``.
 
         Raises:
+            TypeError: a value has the wrong type.
             ValueError: a size, the mean or the standard deviation is impossible.
         """
-        spec = cls(**{**values, "shape": tuple(values["shape"]), "class_names": tuple(values["class_names"])})
+        tuples = {name: tuple(values[name]) for name in ("shape", "class_names") if isinstance(values[name], list)}
+        spec = cls(**{**values, **tuples})
         if min(spec.shape, default=0) < 1 or not (math.isfinite(spec.mean) and 0.0 < spec.std < math.inf):
             raise ValueError(f"no data has shape {spec.shape}, mean {spec.mean} and std {spec.std}")
+        check_settings(spec, {"mean": FINITE, "std": POSITIVE})
         return spec

@@ -1,4 +1,4 @@
-"""What attention accepts: layouts, shapes, dtypes, masks, backends; and what it refuses, with which sentence."""
+"""The inputs of attention: layouts, shapes, dtypes, masks and backends, and the messages of those it refuses."""
 
 from collections.abc import Callable
 from typing import Any
