@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 import time
 from pathlib import Path as FilePath
 from typing import Any
@@ -213,7 +214,5 @@ def _autocast(config: Config, device: torch.device) -> contextlib.AbstractContex
 
 
 def _progress(config: Config, state: State) -> Any:
-    on_terminals_only = None
-    return extra("tqdm").tqdm(
-        total=config.steps, initial=state.step, desc=config.data, unit="step", disable=on_terminals_only
-    )
+    hidden = True if sys.stderr is None else None  # None: on a terminal only
+    return extra("tqdm").tqdm(total=config.steps, initial=state.step, desc=config.data, unit="step", disable=hidden)

@@ -9,6 +9,7 @@ import torch
 
 from fastflow import cli, paths
 from fastflow.train.densities import _source_log_prob, data_densities
+from fastflow.train.errors import NonFiniteError
 from fastflow.train.runs import load_run
 
 for library in ("tyro", "safetensors", "tqdm", "matplotlib", "scipy", "sklearn"):
@@ -55,6 +56,13 @@ def test_densities_are_a_function_of_the_seed(runs):
     one, again, other = (data_densities(run, 10, num_steps=2, method="exact", seed=s).bits_per_dim for s in (0, 0, 1))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
+
+
+def test_densities_that_are_not_finite_are_refused(runs):
+    run = load_run(runs["moons"])
+    run.model.forward = lambda x, t, y=None: x * float("inf")
+    with pytest.raises(NonFiniteError, match="10 of 10 log-densities are not finite"):
+        data_densities(run, 10, num_steps=2, method="exact")
 
 
 @pytest.mark.parametrize("path", [paths.CondOT(), paths.Independent(0.5), paths.SchrodingerBridge(0.5), paths.VP()])

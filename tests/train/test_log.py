@@ -20,6 +20,8 @@ BAD = {
     "not UTF-8": b"\xff\xfe\x00",
     "null": b"null",
     "a list": b"[3]",
+    "step 0": row(0),
+    "a negative step": row(-5),
     "no step": b'{"loss": 1.0}',
     "no loss": b'{"step": 3}',
     "step in quotes": row(3).replace(b": 3", b': "3"'),

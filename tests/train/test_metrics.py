@@ -2,13 +2,16 @@
 
 import importlib.util
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fastflow.train.classifier import principal_components, train_classifier
 from fastflow.train.data import ArrayData, DataSpec, Samples, load_data
+from fastflow.train.errors import NonFiniteError
 from fastflow.train.metrics import evaluate, frechet_distance, wasserstein2
 
 needs_scipy = pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy is not installed")
@@ -139,6 +142,32 @@ def test_wrong_class_is_seen() -> None:
         seed=0,
     )
     assert metrics["class_accuracy"] < 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_have_no_distance(value: float) -> None:
+    good, bad = torch.randn(8, 3), torch.full((8, 3), value)
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(NonFiniteError, match="not finite"):
+            frechet_distance(*pair)
+
+
+@needs_scipy
+def test_the_floor_is_that_of_several_pairs() -> None:
+    one, other = load_data("moons").halves(4 * 50, seed=0)
+    metrics = evaluate(load_data("moons"), lambda num, y: one.x[:num], lambda num: torch.randn(num, 2), 50, seed=0)
+    pairs = zip(one.x.split(50), other.x.split(50))
+    assert metrics["w2"] == 0.0
+    assert metrics["w2_floor"] == pytest.approx(sum(wasserstein2(a, b) for a, b in pairs) / 4)
+
+
+@needs_scipy
+@pytest.mark.parametrize("num", [None, 3, 5])
+def test_few_points_give_as_many_pairs_as_they_can(num: int | None, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(11, 2)))
+    data = load_data(str(tmp_path / "x.npy"))
+    metrics = evaluate(data, lambda num, y: torch.zeros(num, 2), lambda num: torch.randn(num, 2), num, seed=0)
+    assert all(0.0 < value < 10.0 for value in metrics.values())
 
 
 @needs_scipy

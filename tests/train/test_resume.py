@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ TINY = {
 }
 IMAGES = {**TINY, "data": "digits", "depth": 1, "num_heads": 2}
 POINTS = {**TINY, "data": "moons"}
+FILES = ("metrics.jsonl", "summary.json", "samples.png", "loss.png")
 
 
 def newest(folder: Path) -> Checkpoint:
@@ -170,6 +172,46 @@ def test_a_folder_that_takes_no_checkpoints_is_found_before_the_first_step(tmp_p
     with pytest.raises(OSError, match="checkpoints"):
         train(Config(**POINTS, steps=2, out=tmp_path))
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "tensorboard", *FILES])
+def test_what_stands_where_the_run_writes_is_found_first(name: str, option: str, tmp_path: Path) -> None:
+    train(Config(**POINTS, steps=2, out=tmp_path))
+    place = tmp_path / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.unlink(missing_ok=True)
+    if name in FILES:
+        place.mkdir()
+    else:
+        place.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match=rf"{name} is no (file|folder), and a run needs its place"):
+        train(Config(**POINTS, steps=3, out=tmp_path, **{option: True}))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_is_neither_read_nor_replaced(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # a device, as /dev/null, in the same way
+    (tmp_path / name).symlink_to("pipe")
+    with pytest.raises(FileExistsError, match=f"{name} is no file"):
+        train(Config(**POINTS, steps=2, out=tmp_path))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_closed_stderr_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as after 2>&-
+    train(Config(**POINTS, steps=2, out=tmp_path))
+    assert newest(tmp_path).step == 2
+
+
+def test_a_finished_run_that_lost_its_metrics_and_pictures_draws_again(tmp_path: Path) -> None:
+    train(Config(**POINTS, steps=2, out=tmp_path))
+    (tmp_path / "metrics.jsonl").unlink()
+    shutil.rmtree(tmp_path / "samples")
+    train(Config(**POINTS, steps=2, out=tmp_path, resume=True))
+    assert (tmp_path / "samples" / "step_00000002.png").exists()
 
 
 def test_settings_that_would_change_the_run_are_refused(tmp_path: Path) -> None:

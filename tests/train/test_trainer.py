@@ -250,6 +250,13 @@ def test_guidance_without_labels_is_refused() -> None:
         generate(model, spec, build_path(Config()), 2, seed=0, num_steps=1, guidance=2.0)
 
 
+def test_samples_that_are_not_finite_are_refused() -> None:
+    spec = DataSpec("points", (2,), (), 0.0, 1.0)
+    model = build_model(Config(**FAST), spec)
+    with pytest.raises(NonFiniteError, match="the samples are not finite: use less guidance"):
+        generate(model, spec, build_path(Config()), 2, seed=0, num_steps=1, mode_guidance=1e300)
+
+
 @pytest.mark.slow
 def test_training_learns_digits_and_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the demo: chance is 0.1, and the untrained model's distance is the ceiling."""
@@ -266,17 +273,17 @@ def test_training_learns_digits_and_their_classes(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_training_learns_the_moons(tmp_path: Path) -> None:
     """Nearer to the data than noise by far, and near the distance of two real draws."""
-    settings = {"data": "moons", "hidden_size": 64, "learning_rate": 3e-3, "ema_decay": 0.99, "seed": 1}
-    config = Config(**settings, steps=400, batch_size=256, out=tmp_path, sample_every=200)
+    settings = {"data": "moons", "hidden_size": 64, "learning_rate": 3e-3, "ema_decay": 0.99}
+    config = Config(**settings, steps=1200, batch_size=256, out=tmp_path, sample_every=600)
     summary = train(config)
     assert summary["w2"] < 0.4 * summary["w2_noise"]
     assert summary["w2"] < 2.0 * summary["w2_floor"]
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     files = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.*") if "checkpoints" not in str(f)}
-    pictures = {"samples.png", "loss.png", "samples/step_00000200.png", "samples/step_00000400.png"}
+    pictures = {"samples.png", "loss.png", "samples/step_00000600.png", "samples/step_00001200.png"}
     assert files == {"metrics.jsonl", "summary.json", *pictures}
     run = load_run(tmp_path)
-    assert run.step == 400
+    assert run.step == 1200
     assert run.config == config
     x = generate(run.model, run.spec, run.path, 100, seed=1, num_steps=25)
     assert x.isfinite().all()
