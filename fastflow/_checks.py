@@ -12,7 +12,14 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ._dtypes import at_least_float32
-from ._torch import below_transforms, is_transparent, requires_grad_at_any_level, transforms, unwrapped
+from ._torch import (
+    below_transforms,
+    forward_mode_active,
+    is_transparent,
+    requires_grad_at_any_level,
+    transforms,
+    unwrapped,
+)
 
 
 class HasDomain(Protocol):
@@ -36,6 +43,12 @@ def check_count(name: str, value: SupportsIndex) -> int:
     if operator.index(value) < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return operator.index(value)
+
+
+def check_integer(name: str, value: object) -> None:
+    """Raise a TypeError unless value is an int, perhaps a symbolic one."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
 def check_floating(name: str, x: object) -> Tensor:
@@ -100,13 +113,21 @@ def check_number(name: str, x: Any) -> float:
 
 
 def is_differentiated(x: Tensor) -> bool:
-    """Return True if x requires grad at any level of torch.func, or has a tangent at the innermost."""
+    """Return True if a gradient of x, at any level of torch.func, or its tangent, at the innermost, is computed."""
     # a batched tensor cannot be unpacked; a tangent below it reaches the derivative rules, which raise
     if transforms()[-1:] in ((), ("Jvp",)) and forward_ad.unpack_dual(x).tangent is not None:
         return True
     if torch.compiler.is_compiling():
         return x.requires_grad
     return requires_grad_at_any_level(x) and torch.is_grad_enabled()
+
+
+def check_recording() -> None:
+    """Raise a RuntimeError where a derivative is taken under inference mode, which loses it without an error."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return
+    if forward_mode_active() or set(transforms()) - {"Vmap"}:
+        raise RuntimeError("there are no derivatives under torch.inference_mode(): use torch.no_grad()")
 
 
 def check_batched(name: str, x: object) -> Tensor:
@@ -131,6 +152,8 @@ def check_returned(function: str, value: object, shape: torch.Size, meaning: str
     """Return the value of a caller's function; raise unless it is a floating-point tensor of this shape and device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{function} must return a tensor, got {type(value).__name__}")
+    if (found := why_not_dense(value)) is not None:
+        raise TypeError(f"{function} must return a dense tensor, got {found}")
     if not value.dtype.is_floating_point:
         raise TypeError(f"{function} must return a floating point dtype, got {value.dtype}")
     if value.shape != shape:

@@ -100,10 +100,8 @@ def requires_grad_at_any_level(x: Tensor) -> bool:
     return x.requires_grad
 
 
-def records_gradients(x: Tensor) -> bool:
-    """Return True if x requires grad at the innermost level that records gradients: that of a torch.func grad or vjp,
-    or of the tape where there is none.
-    """
+def requires_grad_at_recording_level(x: Tensor) -> bool:
+    """Return True if x requires grad at the level of the innermost torch.func grad or vjp, else on the tape."""
     if torch.compiler.is_compiling():
         return x.requires_grad
     stack = _functorch.get_interpreter_stack() or ()
@@ -114,8 +112,11 @@ def records_gradients(x: Tensor) -> bool:
 
 
 def has_tangent_at_any_level(x: Tensor) -> bool:
-    """Return True if forward-mode AD carries a tangent on x at any level of nested torch.func transforms."""
-    if not inside_transform():
+    """Return True if forward-mode AD carries a tangent on x at any level of nested torch.func transforms.
+
+    Under torch.compile, which cannot trace the search, at the innermost level only.
+    """
+    if torch.compiler.is_compiling() or not inside_transform():
         return forward_ad.unpack_dual(x).tangent is not None
     interpreter = retrieve_current_functorch_interpreter()
     if interpreter.key().name == "Jvp" and forward_ad.unpack_dual(x).tangent is not None:
@@ -184,7 +185,7 @@ def is_transparent(kind: type) -> bool:
 
 
 def own_attention(*args: Any, **kwargs: Any) -> Tensor:
-    """Call PyTorch's scaled_dot_product_attention, whatever may stand in ``torch.nn.functional`` in its place."""
+    """Call PyTorch's scaled_dot_product_attention, also while ``torch.nn.functional`` holds a replacement."""
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
 
 
@@ -277,3 +278,18 @@ def is_fake(x: Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return isinstance(x, FakeTensor)
+
+
+def native_layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of ``torch.native_layer_norm``, by the fused kernel, which cannot be differentiated."""
+    backward = torch.ops.aten.native_layer_norm_backward
+    return backward(grad, x, shape, mean, rstd, weight, bias, list(needed))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from ._checks import debug_checks
-from .ops.random import GaussianNoise, check_integer, check_stream
+from ._checks import check_integer, debug_checks
+from .ops.random import GaussianNoise, check_position
 from .paths.affine import Path
 from .paths.times import TimeDistribution, sample_times
 
@@ -36,7 +36,7 @@ class Stream:
     """
 
     def __init__(self, seed: int, *, rank: int | None = None, world_size: int | None = None) -> None:
-        check_stream(seed, 0)
+        check_position("seed", seed)
         for name, value in (("rank", rank), ("world_size", world_size)):
             if value is not None:
                 check_integer(name, value)
@@ -103,10 +103,8 @@ class Stream:
             raise TypeError(f"state must be a mapping, got {type(state).__name__}")
         if state.keys() != {"seed", "draws"}:
             raise ValueError(f"state must have the keys 'seed' and 'draws', got {sorted(map(str, state))}")
-        check_stream(state["seed"], 0)
-        check_integer("draws", state["draws"])
-        if not 0 <= state["draws"] < 1 << 63:
-            raise ValueError(f"draws must satisfy 0 <= draws < 2^63, got {state['draws']}")
+        check_position("seed", state["seed"])
+        check_position("draws", state["draws"])
         self._seed, self._draws = state["seed"], state["draws"]
 
     def _first_sample(self, batch_size: int) -> int:

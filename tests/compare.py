@@ -9,6 +9,15 @@ from bench.harness.problems import math_attention as math_attention
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where the ops' tests compute
 
 
+def math_layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """``F.layer_norm`` over the last axis, written out."""
+    y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
     """``‖actual − expected‖ / ‖expected‖`` in float64; absolute where the expectation is zero."""
     actual, expected = actual.detach().double(), expected.detach().double()

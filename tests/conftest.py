@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where kernels run: the GPU if there is one, else the CPU through the interpreter."""
+    """The device on which kernels run: the GPU if there is one, else the CPU through the interpreter."""
     return DEVICE
 
 

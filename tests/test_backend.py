@@ -1,4 +1,4 @@
-"""Which implementation a call gets, and what a user is told."""
+"""The choice of an implementation, and the message to the user."""
 
 import logging
 

@@ -244,7 +244,10 @@ def test_tangents_are_seen_at_any_level():
     with fwAD.dual_level():
         ask("dual level")(fwAD.make_dual(X, X))
     ask("none")(X)
-    without = dict.fromkeys(["grad", "constant", "none"], False)
+    compiled = torch.compile(lambda f, x: jvp(f, (x,), (x,)), backend="eager", fullgraph=True)
+    compiled(ask("compiled"), X)
+    compiled(lambda x: ask("compiled constant")(X) + x.sum(), X)
+    without = dict.fromkeys(["grad", "constant", "none", "compiled constant"], False)
     assert found == {**dict.fromkeys(found, True), **without}
 
 
@@ -303,17 +306,19 @@ def test_traces_of_autograd_are_noticed():
     assert seen == [True, False]
 
 
-def test_records_gradients():
+def test_requires_grad_at_recording_level():
     """At the innermost level that records, which vmap and jvp are not."""
     wanted = dict.fromkeys(("none", "vmap", "jvp", "dual level"), False)
     wanted |= dict.fromkeys(("grad", "vmap of grad", "jvp of grad"), True)
-    assert seen(_torch.records_gradients) == wanted
+    assert seen(_torch.requires_grad_at_recording_level) == wanted
     leaf, found = torch.zeros(3, requires_grad=True), []
-    vmap(lambda x: found.append(_torch.records_gradients(x)) or x)(leaf)
-    jvp(lambda x: found.append(_torch.records_gradients(x)) or x, (leaf,), (leaf,))
-    grad(lambda x: found.append(_torch.records_gradients(leaf)) or x)(torch.zeros(()))
-    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or x)(leaf).sum())(torch.zeros(()))
-    grad(lambda x: vmap(lambda y: found.append(_torch.records_gradients(y)) or y)(x).sum())(leaf)
+    vmap(lambda x: found.append(_torch.requires_grad_at_recording_level(x)) or x)(leaf)
+    jvp(lambda x: found.append(_torch.requires_grad_at_recording_level(x)) or x, (leaf,), (leaf,))
+    grad(lambda x: found.append(_torch.requires_grad_at_recording_level(leaf)) or x)(torch.zeros(()))
+    grad(lambda x: vmap(lambda y: found.append(_torch.requires_grad_at_recording_level(y)) or x)(leaf).sum())(
+        torch.zeros(())
+    )
+    grad(lambda x: vmap(lambda y: found.append(_torch.requires_grad_at_recording_level(y)) or y)(x).sum())(leaf)
     assert found == [True, True, False, False, True]
 
 
@@ -324,3 +329,12 @@ def test_is_fake():
         assert _torch.is_fake(torch.empty(2))
         assert _torch.is_fake(mode.from_tensor(torch.ones(2)))
     assert not _torch.is_fake(torch.ones(2))
+
+
+def test_native_layer_norm_backward():
+    x, w, b, g = (torch.randn(*shape, requires_grad=True) for shape in ((3, 4), (4,), (4,), (3, 4)))
+    out, mean, rstd = torch.native_layer_norm(x, (4,), w, b, 1e-5)
+    expected = torch.autograd.grad(out, (x, w), g)
+    *actual, none = _torch.native_layer_norm_backward(g, x, (4,), mean, rstd, w, b, (True, True, False))
+    assert none is None
+    torch.testing.assert_close(tuple(actual), expected)

@@ -1,4 +1,4 @@
-"""Raise for a derivative that does not exist only where autograd is asked for it."""
+"""Raise for a missing derivative, but only if autograd is asked for it."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn

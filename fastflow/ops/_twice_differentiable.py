@@ -16,7 +16,6 @@ absent tangent or cotangent is None and costs nothing.
 """
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,60 +31,13 @@ from ._batched_grads import maps_batched_grads
 from ._batching import JoinBatch
 from ._calls import Backward, DualBackward, DualForward, DualSaved, Forward, Layout, Saved
 from ._custom_op import custom_op
+from ._functions import Functions, Group
 from ._guard import guarded
 
-Group = tuple[Any, ...]  # a NamedTuple of tensors
-Call = Forward | Backward | DualForward | DualBackward
 Prepare = Callable[[Group, Group | None], tuple[Group, Group | None, Group]]
 
 _SUFFIXES = {"forward": "", "backward": "_backward", "dual_forward": "_dual", "dual_backward": "_dual_backward"}
 _NO_CONTEXT: AbstractContextManager[object] = nullcontext()
-
-
-class Functions(ABC):
-    """The four functions of an op, on tensors without autograd, and their fakes for torch.compile.
-
-    A fake takes the same call and returns tensors of the right shape, dtype and strides. The default fakes promise
-    contiguous gradients: make them so, or override the fakes.
-    """
-
-    @abstractmethod
-    def forward(self, call: Forward) -> tuple[Tensor, Tensor]:
-        """Return out and state ``[B, ...]``, a new tensor that the backward reads."""
-
-    @abstractmethod
-    def fake_forward(self, call: Forward) -> tuple[Tensor, Tensor]: ...
-
-    @abstractmethod
-    def backward(self, call: Backward) -> tuple[Tensor, ...]:
-        """Return the gradients of x, each with g's axis K if g has one: K cotangents share the op's work."""
-
-    def fake_backward(self, call: Backward) -> tuple[Tensor, ...]:
-        lead = call.g.shape[: call.g.ndim - call.saved.out.ndim]
-        return tuple(y.new_empty((*lead, *y.shape)) for y in call.x)
-
-    @abstractmethod
-    def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return out, t_out, state and t_state ``[K, B, ...]``; the tangents are ``[K, ...]`` or None, not all None."""
-
-    @abstractmethod
-    def fake_dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-
-    @abstractmethod
-    def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
-        """Return the gradients of x, then of the tangents; :func:`absent` for a tangent that is None."""
-
-    def fake_dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
-        return tuple(absent(call.h) if y is None else y.new_empty(y.shape) for y in (*call.x, *call.tangents))
-
-    def flops(self, call: Call) -> int:
-        """Return the floating-point operations of the matmuls in a call that has shapes in place of tensors."""
-        return 0
-
-
-def absent(like: Tensor) -> Tensor:
-    """Return an empty vector: an op cannot return None."""
-    return like.new_empty(0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +98,7 @@ class TwiceDifferentiable:
         self.forward = _forward(self, layout(Forward))
         self.backward = _backward(self, layout(Backward, Saved), len(x._fields))  # type: ignore[attr-defined]
         self.dual_forward = _dual_forward(self, layout(DualForward))
-        self.dual_backward = _dual_backward(self, layout(DualBackward, DualSaved), len(x._fields))  # type: ignore
+        self.dual_backward = _dual_backward(self, layout(DualBackward, DualSaved), len(x._fields))  # type: ignore[attr-defined]
 
     def __call__(self, x: Group, constants: Group, prepare: Prepare) -> Tensor:
         """Return out, whatever transform is active.
@@ -411,8 +363,10 @@ def _registered(
     function.backward = staticmethod(maps_batched_grads(function.backward))
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
+    def flops(*shapes: Any, **_: Any) -> int:
+        return op.functions.flops(layout.restore(shapes))
+
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
-    flops = lambda *shapes, **_: op.functions.flops(layout.restore(shapes))  # noqa: E731
     custom = custom_op(name, schema, flops)(lambda *flat: compute(layout.restore(flat)))
     custom.register_fake(lambda *flat: fake(layout.restore(flat)))
     custom.register_autograd(op_backward or function.backward, setup_context=function.setup_context)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
+from .._checks import check_integer
 from ..kernels.noise import reference
 from ..kernels.noise.domains import MAX_ELEMENTS, Domain
 from ._custom_op import call, custom_op
@@ -140,16 +141,16 @@ def _first_element(shape: Sequence[int], first_sample: int) -> int:
 
 def check_stream(seed: int, offset: int, first_sample: int = 0) -> None:
     """Raise unless the arguments are valid for the generator."""
-    for name, value in (("seed", seed), ("offset", offset), ("first_sample", first_sample)):
-        check_integer(name, value)
-        if not 0 <= value < _LIMIT:
-            raise ValueError(f"{name} must satisfy 0 <= {name} < 2^63, got {value}")
+    check_position("seed", seed)
+    check_position("offset", offset)
+    check_position("first_sample", first_sample)
 
 
-def check_integer(name: str, value: object) -> None:
-    """Raise a TypeError unless value is an int, perhaps a symbolic one."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+def check_position(name: str, value: int) -> None:
+    """Raise unless value is an int from 0 to 2^63 - 1."""
+    check_integer(name, value)
+    if not 0 <= value < _LIMIT:
+        raise ValueError(f"{name} must satisfy 0 <= {name} < 2^63, got {value}")
 
 
 @custom_op("gaussian")

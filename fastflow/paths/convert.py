@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_batched, check_choice, check_floating, check_like, check_time, readable
+from .._checks import check_batched, check_choice, check_floating, check_like, check_recording, check_time, readable
 from .._dtypes import at_least_float32
 from .._torch import unwrapped
 from ..kernels.flow_step.reference import rows
@@ -40,6 +40,7 @@ def convert(value: Tensor, xt: Tensor, t: Tensor, *, path: Path, source: Quantit
         ValueError: an unknown quantity; a path with gamma; shapes that differ; a CPU t at which the conversion divides
             by zero (beta = 0 from x1 and to score, alpha = 0 from noise and score) or a coefficient is infinite.
     """
+    check_recording()
     check_choice("source", source, Quantity)
     check_choice("target", target, Quantity)
     check_like("value", check_floating("value", value), "xt", check_batched("xt", xt))

@@ -44,7 +44,7 @@ def dopri5(field: Velocity, state: Tensor, t0: float, t1: float, rtol: float, at
 
 
 class _Watched:
-    """A field in torchdiffeq's order of arguments, which raises if torchdiffeq would give up or never end."""
+    """A field with torchdiffeq's order of arguments, and a callback that raises where torchdiffeq cannot go on."""
 
     def __init__(self, field: Velocity, t0: float, t1: float) -> None:
         self.field, self.ends = field, sorted((t0, t1))
@@ -59,7 +59,7 @@ class _Watched:
         return value
 
     def callback_step(self, t: Tensor, state: Tensor, step: Tensor) -> None:
-        """Called by torchdiffeq before every step, with the step's size."""
+        """Raise if this step, which torchdiffeq is about to take, is too small or one too many."""
         self.steps += 1
         if self.steps <= _MOST_STEPS and bool((t + step > t) & (t - step < t)):
             return

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_number, check_returned, check_value
+from .._checks import check_batched, check_number, check_returned, check_value
 from .._dtypes import at_least_float32
 from ..kernels.flow_step.reference import rows
 from ..ops.divergence.estimators import estimate
@@ -53,13 +53,13 @@ def classifier_free_guidance(
     if not isinstance(y, Tensor):
         raise TypeError(f"y must be a tensor, got {type(y).__name__}")
     if check_number("scale", scale) == 1.0:
-        return lambda x, t: check_value("model", model(x, t, _labels_of(x, y)), x)
+        return lambda x, t: check_value("model", model(x, t, _check_labels(y, x)), x)
     if null_class is None:
         raise ValueError(f"guidance with scale {scale} needs a model with a null class (class_dropout > 0)")
     labels = torch.cat((y, torch.full_like(y, null_class)))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        _labels_of(x, y)
+        _check_labels(y, x)
         doubled = torch.cat((x, x))
         value = check_value("model", model(doubled, torch.cat((t, t)), labels), doubled)
         conditional, unconditional = value.to(at_least_float32(value)).chunk(2)
@@ -69,7 +69,7 @@ def classifier_free_guidance(
     return velocity
 
 
-def _labels_of(x: Tensor, y: Tensor) -> Tensor:
+def _check_labels(y: Tensor, x: Tensor) -> Tensor:
     if y.shape[:1] != x.shape[:1]:
         raise ValueError(f"y must hold a label for each of the {x.shape[0]} samples, got shape {tuple(y.shape)}")
     return y
@@ -141,6 +141,8 @@ def mode_seeking(
 
 
 def _value_and_guidance(velocity: Velocity, x: Tensor, t: Tensor, options: DivergenceOptions) -> tuple[Tensor, Tensor]:
+    check_batched("x", x)
+
     def negative_divergence(x: Tensor) -> tuple[Tensor, Tensor]:
         value, samples = estimate(lambda x: evaluate(velocity, x, t), x, options)
         return -samples.mean(0).sum(), value

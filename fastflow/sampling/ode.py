@@ -8,7 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_count, check_dense, check_number, check_value, is_differentiated
+from .._checks import (
+    check_choice,
+    check_count,
+    check_dense,
+    check_number,
+    check_recording,
+    check_value,
+    is_differentiated,
+)
 from .._dtypes import at_least_float32
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -30,6 +38,7 @@ def integrate(
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         raise TypeError(f"x0 must be a floating-point tensor, got {x0.dtype if isinstance(x0, Tensor) else type(x0)}")
     check_dense("x0", x0)
+    check_recording()
     if x0.ndim == 0:
         raise ValueError("x0 must be [B, ...], got a scalar")
     check_choice("solver", solver, Solver)

@@ -14,9 +14,7 @@ from .data import PointData, load_data
 from .errors import NonFiniteError
 from .preflight import check_probes, check_samples
 from .purposes import Purpose
-from .runs import Run
-
-_CHUNK = 512  # samples in one batch through the network
+from .runs import SAMPLES_TOGETHER, Run
 
 
 class Densities(NamedTuple):
@@ -67,7 +65,7 @@ def data_densities(
     x1 = run.spec.standardise(x)
     low, high = run.path.domain
     results = []
-    for index in torch.arange(len(x1)).split(_CHUNK):
+    for index in torch.arange(len(x1)).split(SAMPLES_TOGETHER):
         labels = None if y is None else y[index].to(device)
 
         def velocity(x: Tensor, t: Tensor, labels: Tensor | None = labels) -> Tensor:

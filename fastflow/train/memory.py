@@ -23,7 +23,7 @@ def _free_gpu_memory(device: torch.device) -> float:
 
 
 def _free_memory() -> float:
-    """Return the bytes that this process may still allocate; infinity where the system does not tell."""
+    """Return the bytes that this process may still allocate, infinity if that is unknown."""
     limits = [math.inf]
     try:
         pairs = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())

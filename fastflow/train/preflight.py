@@ -1,4 +1,4 @@
-"""Refuse a command that cannot end well, before its first step and before anything is written."""
+"""Check the settings, memory, libraries and files of a command before its first step, and before it writes anything."""
 
 import dataclasses
 import errno
@@ -14,10 +14,9 @@ from .data import Dataset, DataSpec
 from .extras import extra
 from .memory import check_memory
 from .metrics import check_evaluation
-from .runs import build_model
+from .runs import SAMPLES_TOGETHER, build_model
 
 _FLOAT = 4  # bytes
-_CHUNK = 512  # samples in one batch through the network, see runs.generate and data_densities
 _TRAINING_COPIES = 5  # weights, gradients, two moments and the moving average
 _BATCH_COPIES = 4  # data, noise, the point between them and the prediction
 _SAMPLE_COPIES = 3  # noise, samples and their concatenation
@@ -59,7 +58,7 @@ def check_samples(num: int, spec: DataSpec, device: torch.device, name: str = "n
 
 def check_probes(num_probes: int, num: int, spec: DataSpec, device: torch.device) -> None:
     """Raise a ValueError if the probes of one batch do not fit into memory."""
-    size = min(num, _CHUNK) * math.prod(spec.shape)
+    size = min(num, SAMPLES_TOGETHER) * math.prod(spec.shape)
     check_memory(_SAMPLE_COPIES * _FLOAT * num_probes * size, f"num_probes {num_probes}", device)
 
 

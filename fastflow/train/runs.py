@@ -21,7 +21,7 @@ from .purposes import Purpose, seeded_initialisation
 
 Model = DiT | VelocityMLP
 
-_CHUNK = 512  # samples in one batch through the network
+SAMPLES_TOGETHER = 512  # in one batch through the network
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def generate(
     noise = GaussianNoise(seed, Purpose.SAMPLES.at(0)).materialize((num, *spec.shape), device=device)
     low, high = path.domain
     parts = []
-    for index in torch.arange(num).split(_CHUNK):
+    for index in torch.arange(num).split(SAMPLES_TOGETHER):
         velocity: Velocity = model
         if y is not None:
             labels = y[index].to(device)

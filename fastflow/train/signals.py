@@ -30,7 +30,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Catches SIGINT, SIGTERM, SIGHUP and SIGUSR1 inside a ``with`` block, for :func:`fastflow.train.train`.
+    """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 inside a ``with`` block, for :func:`fastflow.train.train`.
 
     The first signal is remembered in ``received``, or raises :class:`Stopped` inside :meth:`at_once`. The second one
     has its default effect, and so ends the process at once. On exit all handlers are restored.

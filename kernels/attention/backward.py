@@ -18,7 +18,10 @@ from .config import Config, config_beside, config_for
 
 Outputs = Sequence[Tensor | None]
 
-_ROWS = 64
+
+def _rows_of(width: int) -> int:
+    """Return the number of queries whose rows of G, O and tO fit a program's registers."""
+    return 64 if width <= 128 else 16
 
 
 @triton.jit(do_not_specialize=["heads", "nq", "n_tangents"])
@@ -191,9 +194,10 @@ def _row_terms(g: Tensor | None, h: Tensor | None, out: Tensor, t_out: Tensor | 
     a = None if h is None else torch.empty_like(c)
     rows = (g, h, out, t_out)
     align = _launch.alignment(*rows)
-    _row_terms_kernel[(B * H * triton.cdiv(nq, _ROWS),)](
+    block = _rows_of(Dv)
+    _row_terms_kernel[(B * H * triton.cdiv(nq, block),)](
         *rows, a, c, *(_launch.strides(x, align) for x in rows), H, nq, K,
-        VALUE_DIM=Dv, ALIGN=align, BLOCK_M=_ROWS,
+        VALUE_DIM=Dv, ALIGN=align, BLOCK_M=block,
     )  # fmt: skip
     return a, c
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .._common.compile_case import ARCHES, CompileCase
-from .backward import _ROWS, _row_terms_kernel
+from .backward import _row_terms_kernel, _rows_of
 from .backward_keys import _dual_dkdv_kernel
 from .backward_queries import _dual_dq_kernel
-from .config import DIRECTIONS, WIDE_MASK_CONFIGS, WIDTHS, Config, max_head_dim, row, row_beside
+from .config import DIRECTIONS, MASK_CONFIGS, WIDTHS, Config, max_head_dim, row, row_beside
 from .forward import _dual_forward_kernel
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -32,7 +32,7 @@ def compile_cases() -> Iterator[CompileCase]:
                 yield from _every_direction(arch, "bf16", D)
             for dtype in ("bf16", "fp32"):
                 yield from _every_direction(arch, dtype, D, _WIDEST, mask="*fp32", results="fp32")
-    for arch, width, direction in WIDE_MASK_CONFIGS:
+    for arch, width, direction in MASK_CONFIGS:
         yield _case(arch, "bf16", _HEAD_DIMS[width], direction, "16-bit mask", mask="*bf16")
     for arch in ("sm_80", "sm_90", "sm_100"):
         for D in (64, 72, 128):
@@ -162,7 +162,7 @@ def _row_terms(arch: str, dtype: str, D: int) -> CompileCase:
     arguments = _tensors(dtype, "g h out") | _tensors("fp32", "t_out a c")
     arguments |= _strides("g out") | _strides("h t_out", stride=("i32:16",) * 5)
     arguments |= dict.fromkeys(("heads", "nq", "n_tangents"), "i32")
-    constants = {"VALUE_DIM": D, "ALIGN": 8, "BLOCK_M": _ROWS}
+    constants = {"VALUE_DIM": D, "ALIGN": 8, "BLOCK_M": _rows_of(D)}
     return CompileCase(f"row terms D {D} {dtype}", _row_terms_kernel, arch, arguments, constants, spill_free=True)
 
 

@@ -185,8 +185,9 @@ _TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     },
 }  # fmt: skip
 
-# The rows whose tiles do not fit shared memory beside the tiles of a float32 mask, which Triton buffers at each stage.
-_WIDE_MASK_TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
+# The rows whose tiles, beside those of an additive mask, which Triton buffers at each stage, do not fit shared memory
+# (float32) or spill (16 bits).
+_MASK_TABLE: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {
     ("sm_90", 64): {"forward-plain": (128, 64, 8, 2)},
     ("sm_90", 80): {"forward-plain": (128, 64, 8, 2), "dq-primal": (128, 32, 8, 2)},
     ("sm_90", 96): {"forward-plain": (128, 64, 8, 2), "forward": (128, 32, 8, 2)},
@@ -203,7 +204,7 @@ def _by_direction(table: dict[tuple[str, int], dict[str, tuple[int, ...]]]) -> C
 
 
 CONFIGS = _by_direction(_TABLE)
-WIDE_MASK_CONFIGS = _by_direction(_WIDE_MASK_TABLE)
+MASK_CONFIGS = _by_direction(_MASK_TABLE)
 
 _INTERPRETER = Config(32, 32, 4, 1, 2)
 
@@ -229,7 +230,7 @@ def row_beside(
     mask_dtype: torch.dtype, arch: str, dtype: torch.dtype, width: int, direction: str
 ) -> Config | None:  # fmt: skip
     """Return the row that replaces that of :func:`row` beside a mask of this dtype, if there is one."""
-    return WIDE_MASK_CONFIGS.get(_key(arch, dtype, width, direction)) if mask_dtype.itemsize > 2 else None
+    return MASK_CONFIGS.get(_key(arch, dtype, width, direction)) if mask_dtype.is_floating_point else None
 
 
 def _key(arch: str, dtype: torch.dtype, width: int, direction: str) -> tuple[str, int, str]:

@@ -1,4 +1,4 @@
-"""How the command line ends: one line and the documented status, and a traceback for bugs only."""
+"""The end of a command: one line and the documented status, and a traceback for bugs only."""
 
 import errno
 import io

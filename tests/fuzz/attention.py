@@ -30,7 +30,7 @@ def draw_attention(draw: Draw, backend: str) -> Call:
         "enable_gqa": heads != heads_k,
     }
     mask = None
-    if not options["is_causal"] and draw.chance(0.5):
+    if draw.chance(0.5):
         mask = _mask(draw, (*lead, heads, num_q, num_k), dtype)
     size, mean = draw.one([0.1, 1.0, 1.0, 3.0]), draw.one([0.0, 0.0, 0.0, 2.0])
     q, k, v = (
@@ -44,7 +44,11 @@ def draw_attention(draw: Draw, backend: str) -> Call:
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         bias = mask.to(q.dtype) if mask is not None and mask.dtype != torch.bool else mask
-        return math_attention(q, k, v, bias, **options)
+        if bias is None or not options["is_causal"]:
+            return math_attention(q, k, v, bias, **options)
+        triangle = torch.ones(num_q, num_k, dtype=torch.bool).tril()
+        bias = bias & triangle if bias.dtype == torch.bool else torch.where(triangle, bias, -math.inf)
+        return math_attention(q, k, v, bias, **{**options, "is_causal": False})
 
     return Call(name, lambda q, k, v: attention(q, k, v, mask, **options, backend=backend), plain, [q, k, v])
 
@@ -61,4 +65,4 @@ def _mask(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         mask = mask.to(dtype).masked_fill(draw.normal(*own) > 0.3, lowest)
     if draw.chance(0.2):
         mask[..., : draw.integer(1, own[-2] if len(own) > 1 else 1), :] = lowest or -math.inf
-    return draw.strided(mask.to(dtype))
+    return draw.strided(mask.to(dtype if lowest is not None else draw.one([dtype, dtype, torch.float32])))

@@ -71,7 +71,7 @@ def test_gradcheck(name: str) -> None:
 
 
 def test_pytorchs_layer_norm_still_needs_the_detour() -> None:
-    """When this fails, PyTorch has fixed pytorch#196700 and ``fastflow.nn.norm`` can go."""
+    """A failure means that PyTorch has fixed pytorch#196700, and that ``fastflow.nn.norm`` can go."""
     torch.manual_seed(0)
     x, v, direction = draw(3, 2, 8).unbind()
 

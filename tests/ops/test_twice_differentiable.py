@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastflow.ops._batching import JoinBatch
 from fastflow.ops._calls import Backward, DualBackward, DualForward, Forward
-from fastflow.ops._twice_differentiable import Functions, TwiceDifferentiable, absent
+from fastflow.ops._functions import Functions, absent
+from fastflow.ops._twice_differentiable import TwiceDifferentiable
 from tests.compare import assert_close, tensors
 from tests.modes import MODES, Problem
 
@@ -138,7 +139,7 @@ def test_mode_of_one_input(mode, position):
 
 
 def test_batched_gradients_and_products_with_a_hessian():
-    """What the wiring owes to every op: see tests/ops/attention/test_orders.py."""
+    """The same for every op as in tests/ops/attention/test_orders.py."""
     for f in (lambda x: gated_sine(x, GATE).sum(), lambda x: spelled_out(x, GATE).sum()):
         x = X.clone().requires_grad_()
         (first,) = torch.autograd.grad(f(x), x, create_graph=True)

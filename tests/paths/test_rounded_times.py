@@ -35,7 +35,7 @@ def assert_those_of(path, t, inside):
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 def test_sampled_times_may_be_rounded(path, distribution, dtype):
-    """In bfloat16, 1 in 512 uniform times rounds to 1: with VP, two batches in five had an infinite loss."""
+    """In bfloat16, 1 in 512 uniform times rounds to 1, where the loss of VP is infinite."""
     t = ff.paths.sample_times(path, 20_000, seed=2, distribution=distribution, std=3.0).to(dtype)
     wide = t.to(_checks.at_least_float32(t))
     assert_those_of(path, t, wide.clamp(*path.domain))

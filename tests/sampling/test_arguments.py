@@ -1,4 +1,4 @@
-"""What velocities return, times, tolerances, and solves that cannot go on."""
+"""Values of velocities, times, tolerances, and solves that cannot go on."""
 
 import math
 
@@ -52,6 +52,19 @@ def test_bad_values_of_a_velocity_are_named(name, call):
     function, error, message = BAD[name]
     with pytest.raises(error, match=rf"^(velocity|model|field) {message}"):
         CALLS[call](function)
+
+
+@pytest.mark.parametrize("call", [*SOLVERS, "trajectory", "guidance", "guidance of scale 1", "guided sampling"])
+def test_a_masked_tensor_is_refused(call):
+    """It passed through the solvers, mask and all."""
+    with pytest.raises(TypeError, match=r"^(velocity|model) must return a dense tensor, got a MaskedTensor: pass"):
+        CALLS[call](lambda x: torch.masked.as_masked_tensor(x, torch.ones_like(x, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize(("x", "wanted"), [([1.0], "be a tensor, got list"), (X.int(), "have a floating point")])
+def test_mode_guidance_checks_its_point(x, wanted):
+    with pytest.raises(TypeError, match=f"^x must {wanted}"):
+        ff.mode_guidance(lambda x, t: x, x, T)
 
 
 def test_empty_batches_are_checked_too():

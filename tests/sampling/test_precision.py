@@ -107,16 +107,16 @@ def test_an_estimate_under_autocast_equals_the_one_outside():
 
 
 def test_guidance_is_combined_in_fp32():
-    """7.3 (c − u) + u in bf16 would round the weight, the difference and the sum."""
-    c, u = torch.tensor([[1.0078125]]), torch.tensor([[1.0]])
+    """u + 1.3 (c − u) = 160; with 1.3 rounded to bf16 it would be 159."""
+    c, u = torch.tensor([[100.0]]), torch.tensor([[-100.0]])
 
     def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return torch.where(y[:, None] == 0, c, u).to(x.dtype)
 
-    velocity = classifier_free_guidance(model, torch.tensor([0]), scale=7.3, null_class=1)
+    velocity = classifier_free_guidance(model, torch.tensor([0]), scale=1.3, null_class=1)
     got = velocity(torch.zeros(1, 1, dtype=torch.bfloat16), torch.tensor([0.5]))
     assert got.dtype == torch.bfloat16
-    assert got.item() == (u + 7.3 * (c - u)).bfloat16().item()
+    assert got.item() == 160.0
 
 
 def test_mode_seeking_adds_in_fp32():

@@ -1,4 +1,4 @@
-"""A checkpoint that lies, with matching checksums: it is skipped or refused in one line, and never half restored."""
+"""Checkpoints that do not fit, with matching checksums: skipped or refused in one line, and never half restored."""
 
 import hashlib
 import json

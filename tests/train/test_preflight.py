@@ -1,4 +1,4 @@
-"""What cannot end well is refused before the first step, in one line, and leaves nothing behind."""
+"""Commands that cannot succeed are refused before the first step, in one line, and leave nothing behind."""
 
 import os
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_sample_and_likelihood(
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.npz"]
 
 
-def test_samples_speak_the_labels_of_the_file(runs: Path, tmp_path: Path) -> None:
+def test_samples_have_the_labels_of_the_file(runs: Path, tmp_path: Path) -> None:
     for arguments, expected in (("--num 7", [3, 5, 10, 3, 5, 10, 3]), ("--num 2 --label 10", [10, 10])):
         line = f"sample {runs / 'labelled'} --steps 1 {arguments} --out {tmp_path / 'a.npz'}"
         cli.main(line.split())

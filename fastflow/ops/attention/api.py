@@ -61,7 +61,7 @@ def attention(
 
     Source: Vaswani et al., 1706.03762, eq. 1; the derivatives are derived in ``kernels/attention/README.md``.
     """
-    if (type(query) is not Tensor or query.is_nested) and backend == "auto" and _is_torchs_own(query):
+    if (type(query) is not Tensor or query.is_nested) and backend == "auto" and _needs_own_attention(query):
         return own_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     problem = canonical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     primals = Primals(problem.query, problem.key, problem.value)
@@ -158,7 +158,7 @@ def _why_written_out(problem: Problem) -> str | None:
     return None
 
 
-def _is_torchs_own(query: Any) -> bool:
+def _needs_own_attention(query: Any) -> bool:
     """Return True for the tensors that only PyTorch's own attention takes, nested ones and DTensors, without tangents.
 
     PyTorch differentiates those once, in reverse mode, and raises where it is asked for more.

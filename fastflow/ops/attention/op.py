@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..._dtypes import at_least_float32
 from .._calls import Backward, DualBackward, DualForward, Forward
-from .._twice_differentiable import Functions, TwiceDifferentiable, absent
+from .._functions import Functions, absent
+from .._twice_differentiable import TwiceDifferentiable
 from .batching import JoinMask
 from .flops import flops
 from .select import IMPLEMENTATIONS, expanded

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._checks import check_dense, check_floating, check_number, why_not_dense
+from ..._checks import check_dense, check_floating, check_number, check_recording, why_not_dense
 from ..._dtypes import after_autocast
+
+_MOST_SCALE = torch.finfo(torch.float32).max
 
 
 class Problem(NamedTuple):
@@ -31,11 +33,14 @@ def canonical(
     query: Any, key: Any, value: Any, attn_mask: Any, dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: bool
 ) -> Problem:
     """Check the arguments of :func:`fastflow.attention` and bring them to four dimensions."""
+    check_recording()
     alike = _are_alike(query, key, value)
     if not alike:
         _check_operands(query, key, value)
         _check_heads(query, key, value, enable_gqa)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else check_number("scale", scale)
+    if not torch.compiler.is_compiling() and abs(scale) > _MOST_SCALE and query.dtype != torch.float64:
+        raise ValueError(f"scale must be within the range of float32, in which {query.dtype} is scaled, got {scale}")
     if check_number("dropout_p", dropout_p) != 0:
         raise NotImplementedError(
             f"dropout_p must be 0, got {dropout_p}: the fused derivatives have no dropout. Set the model's attention "

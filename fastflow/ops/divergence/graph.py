@@ -7,7 +7,7 @@ only a part of its graph cannot be told from one that has no such part.
 import torch
 from torch import Tensor
 
-from ..._torch import records_gradients
+from ..._torch import requires_grad_at_recording_level
 from .._tangents import has_tangent
 
 _CUT = "detach() or .data, torch.inference_mode(), or a value computed outside PyTorch (NumPy, .item())"
@@ -17,7 +17,7 @@ _CONSTANT = "Write a constant field as `0 * x + c`"
 def check_graph(value: Tensor) -> None:
     """Raise unless value requires grad at the innermost level, where the graph of x is being recorded."""
     if not _at_this_level(value).requires_grad:
-        raise no_graph()
+        raise no_graph_error()
 
 
 def check_tangent(value: Tensor) -> None:
@@ -31,11 +31,11 @@ def check_tangent(value: Tensor) -> None:
 
 def check_recorded(value: Tensor, x: Tensor) -> None:
     """Raise if gradients of x are being recorded and value carries no graph."""
-    if torch.is_grad_enabled() and records_gradients(x) and not records_gradients(value):
-        raise no_graph()
+    if torch.is_grad_enabled() and requires_grad_at_recording_level(x) and not requires_grad_at_recording_level(value):
+        raise no_graph_error()
 
 
-def no_graph() -> RuntimeError:
+def no_graph_error() -> RuntimeError:
     """Return the error for a field whose value has no graph that leads to x."""
     return RuntimeError(
         "the field's value carries no graph that leads to x, so its derivative would be 0 whatever the field. "

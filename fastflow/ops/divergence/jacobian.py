@@ -12,7 +12,7 @@ from torch.func import jvp, vjp, vmap
 from ..._checks import check_value
 from ..._torch import inside_transform
 from .._tangents import has_tangent
-from .graph import check_graph, check_recorded, check_tangent, no_graph
+from .graph import check_graph, check_recorded, check_tangent, no_graph_error
 from .options import Mode
 
 Field = Callable[[Tensor], Tensor]
@@ -138,7 +138,7 @@ def _pull_each(value: Tensor, leaf: Tensor, v: Tensor) -> Tensor:
     pulled = [_pull(value, leaf, one) for one in v] if recorded else [_pull(value, leaf, v, batched=True)]
     found = [x for x in pulled if x is not None]
     if len(found) < len(pulled):
-        raise no_graph()
+        raise no_graph_error()
     return torch.stack(found) if recorded else found[0]
 
 

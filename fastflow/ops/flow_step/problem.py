@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..._checks import check_batched, check_floating, check_like, check_time
+from ..._checks import check_batched, check_floating, check_like, check_recording, check_time
 from ...kernels.flow_step.reference import Coefficient
 from ..random import GaussianNoise
 
@@ -121,6 +121,7 @@ def combination(x0: Noise, x1: Tensor, noise: Noise | None, factors: PathTerms, 
 
 def check_operands(x0: object, x1: object, t: Tensor | float, path: AffinePath, noise: object) -> Tensor:
     """Return t as ``[B]``; raise unless the operands are one batch on one device, and x0 and noise two draws."""
+    check_recording()
     x1 = check_batched("x1", x1)
     for name, x in (("x0", x0), ("noise", noise)):
         if isinstance(x, GaussianNoise):

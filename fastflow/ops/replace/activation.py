@@ -49,7 +49,7 @@ def enter(entry: Entry) -> None:
 
 
 def leave(entry: Entry) -> None:
-    """Undo :func:`enter`, in any order; from another thread, the mode stays behind and does nothing."""
+    """Undo :func:`enter`, in any order. Called from another thread, it leaves the mode on the stack, without effect."""
     remove_function_mode(entry.mode)
     with state.LOCK:
         state.entries = tuple(each for each in state.entries if each is not entry)
@@ -79,7 +79,7 @@ def _replaced(original: Callable[..., Any], replacement: Replacement) -> Callabl
 
 
 def _start_with_mode(start: Callable[..., None]) -> Callable[..., None]:
-    """Let threads that are started inside run with the mode, which does nothing once no context is active."""
+    """Start threads with the mode; it has no effect once no context is active."""
 
     @functools.wraps(start)
     def function(thread: threading.Thread) -> None:

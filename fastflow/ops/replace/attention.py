@@ -23,10 +23,10 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Call :func:`fastflow.attention`, or PyTorch's own, math attention in forward mode, where that cannot serve.
+    """Call :func:`fastflow.attention`; with dropout, or under AOTAutograd's tracing, PyTorch's own attention.
 
-    It has no dropout. AOTAutograd gets here from a function that torch.compile did not trace into; there the backward
-    of attention's tangent would be lost.
+    AOTAutograd reaches this from a function that torch.compile did not trace into, and would lose the backward of the
+    tangent there. Where a derivative may be wanted, PyTorch's own is its math attention.
     """
     rest = (attn_mask, dropout_p, is_causal)
     if not isinstance(query, Tensor):

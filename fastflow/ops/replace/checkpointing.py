@@ -56,7 +56,7 @@ def _hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _reentering(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return function, to run again as it would run now."""
+    """Return the function with the replacements that are active now, whenever it runs."""
     backend = active_backend()
 
     def recompute(*args: Any, **kwargs: Any) -> Any:

@@ -3,10 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from ..._torch import forward_mode_active, has_tangent_at_any_level
-from .._tangents import has_tangent
 
 Original = Callable[..., Any]
 
@@ -37,9 +34,7 @@ def scatter_reduce(original: Original, *args: Any, **options: Any) -> Any:
 
 
 def _refuse_tangent(weight: Any) -> None:
-    if weight is None:
-        return
-    if has_tangent(weight) if torch.compiler.is_compiling() else has_tangent_at_any_level(weight):
+    if weight is not None and has_tangent_at_any_level(weight):
         raise NotImplementedError(
             "PyTorch ignores the tangent of the class weights of a cross-entropy; pass weight.detach() if their "
             "derivative is not wanted, or multiply the losses of reduction='none' by weight[target]"

@@ -1,6 +1,6 @@
 """Replacements for layer, batch and instance norm.
 
-PyTorch gets their gradients through the tangent wrong, and derivatives of their VJPs under vmap.
+PyTorch gets their gradients through the tangent wrong, forward or by two VJPs, and derivatives of VJPs under vmap.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,11 +28,13 @@ def layer_norm(
 ) -> Tensor:
     """Replace ``F.layer_norm`` and ``torch.layer_norm``."""
     shape = _valid_shape(input, normalized_shape, weight, bias)
+    if shape is not None and not _nested() and _norms.is_recorded(input, weight, bias):
+        return _norms.recorded_layer_norm(input, shape, weight, bias, eps)
     if shape is None or not _nested():
         if shape is not None and weight is None and bias is not None:
             weight = torch.ones_like(bias)  # without it, PyTorch's double backward raises
         return original(input, normalized_shape, weight, bias, eps, *rest, **options)
-    return _norms.layer_norm(_autocast(input), len(shape), weight, bias, eps)
+    return _norms.layer_norm(_norms.autocast(input), len(shape), weight, bias, eps)
 
 
 def native_layer_norm(
@@ -47,7 +49,7 @@ def native_layer_norm(
     shape = _valid_shape(input, normalized_shape, weight, bias)
     if shape is None or not (_nested() or _graph_possible(input)):
         return original(input, normalized_shape, weight, bias, eps)
-    x = _autocast(input)
+    x = _norms.autocast(input)
     y, mean, rstd = _norms.standardized(x, tuple(range(-len(shape), 0)), eps)
     statistics = x.dtype if weight is None else weight.dtype
     return _norms.affine(y, weight, bias).to(x.dtype), mean.to(statistics), rstd.to(statistics)
@@ -67,7 +69,7 @@ def batch_norm(
 ) -> Tensor:
     """Replace ``torch.batch_norm`` where it normalizes by the batch's own statistics."""
     fixed = (running_mean, running_var, training, momentum, eps, cudnn_enabled)
-    if not training or not _nested():
+    if not training or not (_nested() or _norms.is_recorded(input, weight, bias)):
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)  # checks the arguments and updates the running statistics
     return _batch_norm(input, weight, bias, eps)[0]
@@ -86,7 +88,7 @@ def functional_batch_norm(
 ) -> Tensor:
     """Replace ``F.batch_norm``, likewise."""
     fixed = (training, momentum, eps)
-    if not training or not _nested():
+    if not training or not (_nested() or _norms.is_recorded(input, weight, bias)):
         return original(input, running_mean, running_var, weight, bias, *fixed)
     x, w, b = _detached(input, weight, bias)
     original(x, running_mean, running_var, w, b, *fixed)
@@ -127,7 +129,7 @@ def instance_norm(
 ) -> Tensor:
     """Replace ``torch.instance_norm`` where it normalizes by the input's own statistics."""
     fixed = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
-    if not use_input_stats or not _nested():
+    if not use_input_stats or not (_nested() or _norms.is_recorded(input, weight, bias)):
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)
     return _instance_norm(input, weight, bias, eps)
@@ -146,7 +148,7 @@ def functional_instance_norm(
 ) -> Tensor:
     """Replace ``F.instance_norm``, likewise."""
     fixed = (use_input_stats, momentum, eps)
-    if not use_input_stats or not _nested():
+    if not use_input_stats or not (_nested() or _norms.is_recorded(input, weight, bias)):
         return original(input, running_mean, running_var, weight, bias, *fixed)
     x, w, b = _detached(input, weight, bias)
     original(x, running_mean, running_var, w, b, *fixed)
@@ -188,14 +190,6 @@ def _valid_shape(
     shape = tuple(normalized_shape)
     fits = bool(shape) and tuple(input.shape[-len(shape) :]) == shape
     return shape if fits and all(x is None or tuple(x.shape) == shape for x in (weight, bias)) else None
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """Widen x where autocast runs layer norm in float32: on every device but the CPU."""
-    device = x.device.type
-    if device == "cpu" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return x
-    return x.float()
 
 
 def _nested() -> bool:

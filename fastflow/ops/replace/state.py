@@ -1,4 +1,4 @@
-"""Who has switched the replacements on, and for which threads."""
+"""The active contexts of ``replace_ops``, and the threads that each reaches."""
 
 import threading
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ current_thread = threading.get_ident
 
 @dataclass(eq=False)
 class Entry:
-    """One active context. A thread obeys the latest that it entered itself, or else the latest that reaches it.
+    """One active context. A thread uses the latest that it entered itself, or else the latest that reaches it.
 
     backend: None for PyTorch's own functions.
     mode: active in the thread that entered.

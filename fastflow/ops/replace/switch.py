@@ -13,7 +13,7 @@ from .state import Entry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SETTINGS += checkpointing.settings()
+SETTINGS += checkpointing.settings()  # here, because checkpointing itself needs the contexts of activation
 
 
 class replace_ops:  # noqa: N801
@@ -27,9 +27,9 @@ class replace_ops:  # noqa: N801
     ...     out, out_tangent = torch.func.jvp(model, (x,), (v,))
 
     A context manager, which can be nested and entered again, and a decorator of functions, methods and generators;
-    :meth:`install` switches it on for the rest of the process. It acts in every thread of the process while a context
-    is active anywhere; where threads have contexts of their own, each obeys its own. A checkpoint recomputes as its
-    forward ran, wherever the backward runs.
+    :meth:`install` switches it on for the rest of the process. While a context is active in any thread, it acts in all
+    threads of the process; a thread with a context of its own uses that one. A checkpoint recomputes with the functions
+    that its forward used, wherever the backward runs.
 
     Args:
         backend: as for :func:`fastflow.attention`.
@@ -73,7 +73,7 @@ class replace_ops:  # noqa: N801
         return functools.wraps(function, updated=())(wrapped)  # type: ignore[return-value]
 
     def _generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Let a generator run inside, and its caller outside."""
+        """Run the generator's body inside a context, and its caller outside."""
 
         def wrapped(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
             generator = function(*args, **kwargs)

@@ -13,7 +13,7 @@ _PROBE = 6  # levels of each channel with which a profile is compared with sRGB
 
 
 class Look(NamedTuple):
-    """How to show an image's numbers: an ICC profile, or the gamma of a PNG; sRGB if there is neither."""
+    """The colour space of an image's numbers: an ICC profile or the gamma of a PNG, else sRGB."""
 
     profile: bytes | None
     gamma: float | None

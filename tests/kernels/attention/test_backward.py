@@ -60,6 +60,7 @@ CASES = {
     "one key": {"Nq": 65, "Nk": 1, **ONE_HEAD},
     "head dim 72, value dim 40": {"D": 72, "Dv": 40, **ONE_HEAD},
     "head dim 8, value dim 80": {"D": 8, "Dv": 80, **ONE_HEAD},
+    "value dim 160": {"D": 8, "Dv": 160, "Nq": 18, "Nk": 9, **ONE_HEAD},  # row terms by smaller blocks
     "grouped heads": {"B": 2, "Hq": 4, "Hk": 2, "Nq": 17, "Nk": 9},
     "causal, more queries, one key head": {"Nq": 50, "Nk": 33, "Hk": 1, "is_causal": True},
     "causal, more keys": {"Nq": 33, "Nk": 70, "is_causal": True, **ONE_HEAD},

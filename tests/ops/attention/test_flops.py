@@ -1,4 +1,4 @@
-"""What FlopCounterMode counts for attention: hand counts, and the matmuls that the blocked implementation runs."""
+"""The counts of FlopCounterMode for attention: hand counts, and the matmuls that the blocked implementation runs."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What attention accepts: layouts, shapes, dtypes, masks, backends; and what it refuses, with which sentence."""
+"""The inputs of attention: layouts, shapes, dtypes, masks and backends, and the messages of those it refuses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -241,6 +241,8 @@ BAD_INPUT: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = 
     (TypeError, r"scale must be a number, got bool", (Q, K, K), {"scale": True}),
     (ValueError, r"scale must be finite, got inf", (Q, K, K), {"scale": torch.tensor(torch.inf)}),
     (ValueError, r"scale must be finite, got nan", (Q, K, K), {"scale": float("nan")}),
+    (ValueError, r"scale must be within the range of float32, .* got 1e\+300", (Q.float(),) * 3, {"scale": 1e300}),
+    (ValueError, r"scale must be within the range of float32", (Q.half(),) * 3, {"scale": -1e39, "is_causal": True}),
     (TypeError, r"dropout_p must be a number", (Q, K, K), {"dropout_p": None}),
     (NotImplementedError, r"dropout_p must be 0, got 0.1.*Set the model's", (Q, K, K), {"dropout_p": 0.1}),
     (ValueError, r"backend must be one of", (Q, K, K), {"backend": "cuda"}),

@@ -170,7 +170,7 @@ def test_attention_without_tangents_never_reaches_the_blocks(calls: list[Any], l
 @pytest.mark.parametrize("keys", [NK, LONG])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_probabilities_are_kept_where_rows_are_short(backend: str, keys: int) -> None:
-    """What is kept never outgrows q and the output, so memory stays linear in the length."""
+    """The saved tensors never outgrow q and the output, so memory stays linear in the length."""
     q, k, v = primals(keys=keys)
     chosen = options(q, k, v, backend=backend)
     _, state = OP.forward.op(q, k, v, None, *chosen)
@@ -238,7 +238,7 @@ def test_mask_gradient_under_vmap_is_right() -> None:
 
 
 def test_a_mask_gradient_is_never_silently_zero() -> None:
-    """Where the fused rules are reached with a mask that requires grad, each of them raises."""
+    """Each of the fused rules raises if it is reached with a mask that requires grad."""
     x, mask = [y.requires_grad_() for y in primals()], draw(1, 1, NQ, NK).requires_grad_()
     chosen = options(*x, mask=mask)
     out, _ = OP.forward.function.apply(*x, mask, *chosen)

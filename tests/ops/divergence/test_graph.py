@@ -12,6 +12,7 @@ import fastflow as ff
 from tests.ops.divergence.problems import MODES, methods, modes, points
 
 W = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+OUTSIDE = W[[0, 1, 2, 0]]
 X = points(4, 3)
 T = torch.full((4,), 0.3, dtype=torch.float64)
 
@@ -39,7 +40,7 @@ CUT = {
     "compared": lambda x: (x > 0).to(x.dtype),
     "parameters alone": lambda x: x.detach() @ W,
     "a parameter": lambda x: W[0].expand_as(x),
-    "a parameter itself": lambda x: W[:1] if x.shape == (1, 3) else W[[0, 1, 2, 0]],
+    "a value from outside": lambda x: OUTSIDE,
 }
 ENTRIES = {
     "divergence": lambda field, x, **k: ff.divergence(field, x, **k),
@@ -118,6 +119,13 @@ def test_forward_mode_raises_where_its_gradient_would_be_lost(entry):
             ENTRIES[entry](unrecorded, X, mode="forward")
     with pytest.raises(RuntimeError, match=NO_GRAPH):
         ENTRIES[entry](unrecorded, X.clone().requires_grad_(), mode="forward")
+
+
+@modes
+@pytest.mark.parametrize("transform", [lambda f: grad(lambda y: f(y).sum())(X), lambda f: jvp(f, (X,), (X,))])
+def test_the_graph_and_the_tangent_of_an_outer_transform_do_not_count(transform, mode):
+    with pytest.raises(RuntimeError, match=NO_TANGENT if mode == "forward" else NO_GRAPH):
+        transform(lambda y: ff.divergence(lambda x: y, X, mode=mode).divergence)
 
 
 def test_tangents_pass_a_field_without_gradients():

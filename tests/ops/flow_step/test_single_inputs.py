@@ -157,7 +157,7 @@ def test_position_and_velocity(path, op, device):
 
 
 def test_hessian_vector_product_of_the_prediction():
-    """The issue's example: of the mean of squares over N elements, it is 2 v / N."""
+    """The mean of squares over N elements has the Hessian-vector product 2 v / N."""
     pred, x0, x1, v = torch.randn(4, 3, 5)
     t = torch.rand(3)
     gradient = grad(lambda p: ff.flow_matching_loss(p, x0, x1, t, path=ff.paths.CondOT()))

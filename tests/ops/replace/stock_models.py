@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastflow.nn import DiT
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -21,7 +23,7 @@ class Stock:
     model: nn.Module
     function: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
-    checkpoint: Callable[[bool], Any]  # use_reentrant
+    checkpoint: Callable[[bool], Any] | None = None  # use_reentrant
 
     def __post_init__(self) -> None:
         """Draw the weights everywhere: a zero-initialised gate would hide the attention behind it."""
@@ -184,6 +186,12 @@ def torch_encoder() -> Stock:
         return x
 
     return Stock(model, call, (2, 5, 16), reentrant.append)
+
+
+def fastflow_dit() -> Stock:
+    model = DiT(4, 2, 3, hidden_size=16, depth=2, num_heads=2, num_classes=10, qk_norm=True)
+    t = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    return Stock(model, lambda x: model(x, t, LABEL), (2, 3, 4, 4))
 
 
 STOCK: dict[str, Callable[[], Stock]] = {

@@ -11,8 +11,8 @@ from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastflow import replace_ops
-from tests.compare import assert_close, tensors
-from tests.ops.replace.stock_models import STOCK, Stock
+from tests.compare import assert_close, math_layer_norm, tensors
+from tests.ops.replace.stock_models import STOCK, Stock, fastflow_dit
 
 Mode = Callable[[Stock, Tensor, Tensor], object]
 
@@ -48,13 +48,8 @@ MODES: dict[str, Mode] = {
 
 @contextmanager
 def written_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def layer_norm(x: Tensor, shape: object, weight: object = None, bias: object = None, eps: float = 1e-5) -> Tensor:
-        y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
-        y = y if weight is None else y * weight
-        return y if bias is None else y + bias
-
     with monkeypatch.context() as patch, sdpa_kernel(SDPBackend.MATH):
-        patch.setattr(F, "layer_norm", layer_norm)
+        patch.setattr(F, "layer_norm", math_layer_norm)
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # it has no tangents
         yield
@@ -82,6 +77,25 @@ def test_stock_model(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> N
     with written_out(monkeypatch):
         expected = MODES[mode](stock, *point(stock))
     assert_equal(actual, expected, name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_own_model_needs_no_context(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = fastflow_dit()
+    actual = MODES[mode](stock, *point(stock))
+    with written_out(monkeypatch):
+        monkeypatch.setattr("fastflow.nn.dit.attention", F.scaled_dot_product_attention)
+        expected = MODES[mode](stock, *point(stock))
+    assert_equal(actual, expected, mode)
+
+
+@pytest.mark.parametrize("name", ["diffusers DiT", "transformers ViT"])
+def test_stock_model_refuses_outside_the_context(name: str) -> None:
+    """A failure means that PyTorch has learned the tangent of its fused attention."""
+    stock = STOCK[name]()
+    x, ts = point(stock)
+    with pytest.raises(NotImplementedError, match=r"forward AD with .*flash_attention.* that does not support it"):
+        jvp(stock.function, (x,), (ts[0],))
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -28,7 +28,7 @@ def test_no_op_is_wrong_inside(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, (before, _) in DOCUMENTED.items() if set(before) != {RIGHT}])
 def test_the_page_tells_what_pytorch_does(name: str) -> None:
-    """When this fails, PyTorch has changed: write the page again, and drop a replacement that is needed no more."""
+    """A failure means that PyTorch has changed: write the page again, and drop a replacement that is needed no more."""
     if not IS_DOCUMENTED_VERSION:
         pytest.skip("the page describes PyTorch 2.13")
     assert table.verdicts(name, replaced=False) == DOCUMENTED[name][0]

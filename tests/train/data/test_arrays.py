@@ -23,7 +23,7 @@ def load(folder: Path, array: np.ndarray, labels: np.ndarray | None = None):
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e7, -1e9])
 @pytest.mark.parametrize("dtype", ["<f8", ">f8", "<i8"])
 def test_the_mean_is_removed_before_anything_is_rounded(offset: float, dtype: str, tmp_path: Path) -> None:
-    """An offset of 1e7 moved values by 0.6 standard deviations."""
+    """Rounded to float32 first, values with an offset of 1e7 move by a good part of a standard deviation."""
     z = RNG.normal(size=(500, 2)) if "f" in dtype else RNG.integers(-3, 4, (500, 2))
     x = (z + int(offset)).astype(dtype)
     data = load(tmp_path, x)

@@ -1,4 +1,4 @@
-"""What a file shows is what is learned: every mode, orientation and colour space that Pillow opens, or an error."""
+"""Images as their files show them, or an error: every mode, orientation and colour space that Pillow opens."""
 
 import io
 import struct

@@ -74,7 +74,7 @@ def test_labels_of_other_data_are_refused(tmp_path: Path) -> None:
             load_data(data, tmp_path / "y.npy")
 
 
-def test_spec_speaks_the_labels_of_the_file() -> None:
+def test_spec_has_the_labels_of_the_file() -> None:
     spec = DataSpec("images", (1, 2, 2), ("1", "7", "10"), 0.5, 0.5)
     assert spec.class_index("10") == 2
     assert spec.labels(torch.tensor([2, 0, 1])).tolist() == [10, 1, 7]
