@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..sampling import Solver
 from ..train.data import DataSpec
+from ..train.files import replacing
 from ..train.plots import check_picture, plot_samples
 from ..train.preflight import check_guidance, check_output_file, check_samples
 from ..train.runs import choose_device, generate, load_run
@@ -80,7 +81,8 @@ def run(command: Sample) -> None:
     if command.out.suffix == ".png":
         plot_samples(command.out, run.spec, x, y)
     else:
-        np.savez(command.out, x=x.numpy(), y=np.full(len(x), -1) if y is None else run.spec.labels(y))
+        with replacing(command.out) as partial:
+            np.savez(partial, x=x.numpy(), y=np.full(len(x), -1) if y is None else run.spec.labels(y))
     print(f"{command.num} samples of step {run.step}: {command.out}")
 
 

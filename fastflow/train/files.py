@@ -18,18 +18,25 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Replace a file's content atomically; if the file is a link, replace its target."""
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a path of the same suffix to write to, and move it to the file, or to the target of a link, at the end."""
     target = file.resolve()
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         with naming(partial):
-            partial.write_text(text)
+            yield partial
         os.replace(partial, target)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Replace a file's content atomically."""
+    with replacing(file) as partial:
+        partial.write_text(text)
 
 
 def remove(path: Path) -> None:

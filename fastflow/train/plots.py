@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .data import DataSpec
+from .files import replacing
 from .style import BLUE, FAINT, INK, add_grid, add_title, new_figure, style_axes
 
 _MAX_COLUMNS = 100
@@ -64,7 +65,7 @@ def plot_losses(file: Path, steps: Sequence[int], losses: Sequence[float]) -> No
     add_grid(axes)
     axes.legend(frameon=False, labelcolor=INK)
     style_axes(axes)
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def plot_histogram(file: Path, values: Tensor, name: str) -> None:
@@ -76,7 +77,7 @@ def plot_histogram(file: Path, values: Tensor, name: str) -> None:
     axes.set(xlabel=name, ylabel="samples")
     axes.legend(frameon=False, labelcolor=INK)
     style_axes(axes)
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -> None:
@@ -102,7 +103,12 @@ def _grid(file: Path, spec: DataSpec, x: Tensor, y: Tensor | None, title: str) -
     for spine in axes.spines.values():
         spine.set_visible(False)
     add_title(axes, title)
-    figure.savefig(file)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    with replacing(file) as partial:
+        figure.savefig(partial)
 
 
 def _gap(height: int) -> int:
@@ -155,4 +161,4 @@ def _scatter(file: Path, x: Tensor, title: str, real: Tensor | None) -> None:
     axes.set_axisbelow(True)
     add_title(axes, title)
     style_axes(axes)
-    figure.savefig(file)
+    _save(figure, file)
