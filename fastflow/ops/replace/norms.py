@@ -28,13 +28,11 @@ def layer_norm(
 ) -> Tensor:
     """Replace ``F.layer_norm`` and ``torch.layer_norm``."""
     shape = _valid_shape(input, normalized_shape, weight, bias)
-    if shape is not None and not _nested() and _norms.is_recorded(input, weight, bias):
+    if shape is not None and _nested():
+        return _norms.layer_norm(_norms.autocast(input), len(shape), weight, bias, eps)
+    if shape is not None and _norms.is_recorded(input, weight, bias):
         return _norms.recorded_layer_norm(input, shape, weight, bias, eps)
-    if shape is None or not _nested():
-        if shape is not None and weight is None and bias is not None:
-            weight = torch.ones_like(bias)  # without it, PyTorch's double backward raises
-        return original(input, normalized_shape, weight, bias, eps, *rest, **options)
-    return _norms.layer_norm(_norms.autocast(input), len(shape), weight, bias, eps)
+    return original(input, normalized_shape, weight, bias, eps, *rest, **options)
 
 
 def native_layer_norm(
@@ -67,31 +65,11 @@ def batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """Replace ``torch.batch_norm`` where it normalizes by the batch's own statistics."""
+    """Replace ``torch.batch_norm``, which ``F.batch_norm`` calls, where it normalizes by the batch's own statistics."""
     fixed = (running_mean, running_var, training, momentum, eps, cudnn_enabled)
     if not training or not (_nested() or _norms.is_recorded(input, weight, bias)):
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)  # checks the arguments and updates the running statistics
-    return _batch_norm(input, weight, bias, eps)[0]
-
-
-def functional_batch_norm(
-    original: Original,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Replace ``F.batch_norm``, likewise."""
-    fixed = (training, momentum, eps)
-    if not training or not (_nested() or _norms.is_recorded(input, weight, bias)):
-        return original(input, running_mean, running_var, weight, bias, *fixed)
-    x, w, b = _detached(input, weight, bias)
-    original(x, running_mean, running_var, w, b, *fixed)
     return _batch_norm(input, weight, bias, eps)[0]
 
 
@@ -106,7 +84,7 @@ def native_batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace ``torch.native_batch_norm``, likewise; it also ignores the gradients of its statistics."""
+    """Replace ``torch.native_batch_norm``, which also ignores the gradients of its second and third result."""
     fixed = (running_mean, running_var, training, momentum, eps)
     if not training or not (_nested() or _graph_possible(input)):
         return original(input, weight, bias, *fixed)
@@ -127,31 +105,11 @@ def instance_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """Replace ``torch.instance_norm`` where it normalizes by the input's own statistics."""
+    """Replace ``torch.instance_norm``, which ``F.instance_norm`` calls, where it normalizes by own statistics."""
     fixed = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
     if not use_input_stats or not (_nested() or _norms.is_recorded(input, weight, bias)):
         return original(input, weight, bias, *fixed)
     original(*_detached(input, weight, bias), *fixed)
-    return _instance_norm(input, weight, bias, eps)
-
-
-def functional_instance_norm(
-    original: Original,
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Replace ``F.instance_norm``, likewise."""
-    fixed = (use_input_stats, momentum, eps)
-    if not use_input_stats or not (_nested() or _norms.is_recorded(input, weight, bias)):
-        return original(input, running_mean, running_var, weight, bias, *fixed)
-    x, w, b = _detached(input, weight, bias)
-    original(x, running_mean, running_var, w, b, *fixed)
     return _instance_norm(input, weight, bias, eps)
 
 
