@@ -99,7 +99,8 @@ def diffusers_sd3() -> Stock:
     text, pooled = _draw(2, 3, 6), _draw(2, 5)
 
     def call(model: nn.Module, x: Tensor) -> Any:
-        return model(x, encoder_hidden_states=text, pooled_projections=pooled, timestep=TIME.double())
+        inputs = {"encoder_hidden_states": text, "pooled_projections": pooled, "timestep": TIME}
+        return model(x, **{name: y.to(x.dtype) for name, y in inputs.items()})
 
     return _diffusers(
         "SD3Transformer2DModel", call, (2, 3, 4, 4),

@@ -126,3 +126,16 @@ def test_checkpointed_backward(name: str, backward: str, use_reentrant: bool, mo
             loss.backward()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in stock.model.parameters() if p.requires_grad]
     assert_equal(torch.cat([g.flatten() for g in grads]), expected, name)
+
+
+@pytest.mark.parametrize("name", ["diffusers SD3", "transformers Llama"])
+def test_stock_model_under_autocast(name: str) -> None:
+    """Autocast leaves queries and keys in float32 behind their norm or rotation, and the values in bfloat16."""
+    stock = STOCK[name]()
+    x, ts = point(stock)
+    with replace_ops():
+        expected = MODES["backward through the jvp"](stock, x, ts)
+        stock.model.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = MODES["backward through the jvp"](stock, x.float(), ts.float())
+    assert_close(actual, expected, 0.1, name)
