@@ -43,3 +43,8 @@ def walk(gate: Tensor, y: Tensor, *others: Tensor | None) -> Walk:
 def num_tangents(*tensors: Tensor | None) -> int:
     """Return K, 0 if all of these are None."""
     return next((x.shape[0] for x in tensors if x is not None), 0)
+
+
+def shared_by_rows(x: Tensor, *modulations: Tensor | None) -> tuple[bool, ...]:
+    """Return for each of these whether the rows of a group of x share it."""
+    return tuple(m is not None and m.shape[1] != x.shape[1] for m in modulations)

@@ -6,7 +6,7 @@ Shapes: a tile is [R, C], R rows of a group and C columns; a tile of a shared ga
 import triton
 import triton.language as tl
 
-from ..norm._tile import store_rows
+from ..norm._tile import load_rows, load_tangent, store_rows
 
 
 @triton.jit
@@ -44,3 +44,49 @@ def store_gate_gradient(
         store_rows(ptr, tl.sum(tile, 0)[None, :], row, cols, (cols < D)[None, :], D)
     else:
         store_rows(ptr, tile, index * num_rows + rows, cols, mask, D)
+
+
+@triton.jit
+def shared_row(ptr, strides, group, cols, D: tl.constexpr, ALIGN: tl.constexpr, SHARED: tl.constexpr):
+    """Load what the rows of a group share as (tile [1, C],), () if ptr is None or each row has its own."""
+    if ptr is None or not SHARED:
+        return ()
+    else:
+        return load_rows(ptr, strides, group, tl.zeros([1], tl.int64), cols, (cols < D)[None, :], ALIGN)
+
+
+@triton.jit
+def shared_tangent(
+    ptr, strides, group, cols, D: tl.constexpr, ALIGN: tl.constexpr, SHARED: tl.constexpr, SINGLE: tl.constexpr
+):
+    """Load the tangent of :func:`shared_row`, also () if it is one of several."""
+    if ptr is None or not SHARED or not SINGLE:
+        return ()
+    else:
+        return load_tangent(ptr, strides, 0, group, tl.zeros([1], tl.int64), cols, (cols < D)[None, :], ALIGN)
+
+
+@triton.jit
+def row_or(shared, ptr, strides, group, token, cols, mask, ALIGN: tl.constexpr):
+    """Return shared if it is there, else load rows of [G, 1 or M, D]: (tile,), () if ptr is None."""
+    if len(shared) > 0:
+        return shared
+    else:
+        return load_rows(ptr, strides, group, token, cols, mask, ALIGN)
+
+
+@triton.jit
+def tangent_or(shared, ptr, strides, k, group, token, cols, mask, ALIGN: tl.constexpr):
+    """Return shared if it is there, else load rows of tangent k: (tile,), () if ptr is None."""
+    if len(shared) > 0:
+        return shared
+    else:
+        return load_tangent(ptr, strides, k, group, token, cols, mask, ALIGN)
+
+
+@triton.jit
+def factor_of(scale, UNIT: tl.constexpr):
+    """Return (s,), 1 + scale if UNIT, () if scale is absent."""
+    if UNIT and len(scale) > 0:
+        scale = (1.0 + scale[0],)
+    return scale

@@ -11,6 +11,8 @@ class Tile(NamedTuple):
     num_warps: int
 
 
+NORM_ROWS = 32  # most rows of a program of the gated norm's forward, which loads what they share once
+
 # Many rows share a load of the gate and a partial sum of its gradient: 64 rows keep both below 2 % of the traffic.
 LONG = Tile(64, 64, 8)
 SHORT = Tile(8, 512, 8)
