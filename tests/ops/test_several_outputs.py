@@ -155,13 +155,13 @@ def test_only_wanted_gradients_are_asked_for():
     op(x, y, w).square.sum().backward()
     assert WANTED == [(False, True, False)]
     WANTED.clear()
-    out, tangent = jvp(lambda x: op(x, y, w).square, (x,), (draw(3),))
+    _, tangent = jvp(lambda x: op(x, y, w).square, (x,), (draw(3),))
     tangent.sum().backward()
     assert WANTED == [(False, True, False, False, False, False)]
 
 
 def test_custom_ops_copy_a_gradient_that_is_a_cotangent():
-    x, y, w = PROBLEM.x
+    x, y, _ = PROBLEM.x
     total, _ = OP.forward.op(x, y, None, "toy")
     g = draw(5)
     dx, dy, _ = OP.backward.op(g, None, x, y, None, total, None, "toy")
