@@ -113,7 +113,7 @@ def tangent_backward(H, t, n, rstd, D: tl.constexpr, CENTRED: tl.constexpr):
 
     J H is not zero outside the mask.
     """
-    c_t, c_h = row_mean(n * t, D), row_mean(n * H, D)
+    c_t, c_h = row_mean(t * n, D), row_mean(H * n, D)  # also in J t and J H: computed once
     dt = jacobian_times(H, n, rstd, D, CENTRED)
     return dt, -rstd * (c_h * t + c_t * H), row_mean(dt * t, D)
 
