@@ -5,7 +5,7 @@ from torch import Tensor
 from ... import _backend
 from ..._checks import check_floating, check_like
 from ...kernels.gate import reference
-from .op import OP, NoConstants, Options, Primals
+from .op import OP, Constants, Options, Primals
 from .shapes import grouped, modulation
 
 
@@ -42,7 +42,7 @@ def gated_add(x: Tensor, gate: Tensor, y: Tensor, *, backend: str = "auto") -> T
     if options.implementation == "triton" and OP.why_not_compiled() is not None:
         out = reference.forward(x_, gate_, y_)
     else:
-        out = OP(Primals(x_, gate_, y_), NoConstants(), lambda primals, tangents: (primals, tangents, options)).out
+        out = OP(Primals(x_, gate_, y_), Constants(), lambda primals, tangents: (primals, tangents, options)).out
     return out if x.ndim == 3 else out.view(x.shape)
 
 
