@@ -338,3 +338,10 @@ def test_native_layer_norm_backward():
     *actual, none = _torch.native_layer_norm_backward(g, x, (4,), mean, rstd, w, b, (True, True, False))
     assert none is None
     torch.testing.assert_close(tuple(actual), expected)
+
+
+def test_weight_norm_backward():
+    w, a, g = (torch.randn(3, n, requires_grad=True) for n in (4, 1, 4))
+    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    expected = torch.autograd.grad(a * w / norm, (w, a), g)
+    torch.testing.assert_close(_torch.weight_norm_backward(g, w, a, norm), expected)
