@@ -26,5 +26,6 @@ def oracle(
     outputs = dual_forward(*given)
     pairs = [(y, c.double()) for y, c in zip(outputs, cotangents) if c is not None]
     leaves = [t for t in given if t is not None]
-    grads = iter(torch.autograd.grad(*zip(*pairs), leaves, materialize_grads=True))
+    ys, cs = zip(*pairs)
+    grads = iter(torch.autograd.grad(ys, leaves, cs, materialize_grads=True))
     return [y.detach() for y in outputs], [None if t is None else next(grads) for t in given]
