@@ -29,9 +29,8 @@ def forward(
         weight, bias = _weights(x, scale, unit)[0], None if shift is None else shift[0, 0].to(wide_dtype(x, scale))
         out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
         return out, mean.squeeze(-1), rstd.squeeze(-1)
-    out, _, mean, rstd = dual_forward(
-        x, scale, shift, None, None, None, eps=eps, centred=centred, unit=unit, dtype=dtype
-    )
+    none = (None, None, None)
+    out, _, mean, rstd, *_ = dual_forward(x, scale, shift, *none, eps=eps, centred=centred, unit=unit, dtype=dtype)
     return out, mean, rstd
 
 
@@ -39,13 +38,18 @@ def dual_forward(
     x: Tensor, scale: Tensor | None, shift: Tensor | None,
     tx: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,
     *, eps: float, centred: bool, unit: bool, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """Return out ``[G, M, D]`` and t_out ``[K, G, M, D]`` in dtype, mean and rstd; t_out is None without tangents."""
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return out ``[G, M, D]`` and t_out ``[K, G, M, D]`` in dtype, mean, rstd ``[G, M]`` and their tangents.
+
+    Without tangents, K is 0. A mean is ``[..., G, 0]`` if the norm does not centre.
+    """
     wide = wide_dtype(x, scale, shift)
     num = next((len(t) for t in (tx, t_scale, t_shift) if t is not None), 0)
-    out = x.new_empty(x.shape, dtype=dtype)
-    t_out = x.new_empty((num, *x.shape), dtype=dtype) if num else None
-    mean, rstd = (x.new_empty((*x.shape[:2], width), dtype=wide) for width in (int(centred), 1))
+    out, t_out = (x.new_empty((*lead, *x.shape), dtype=dtype) for lead in ((), (num,)))
+    make = x.new_empty if tx is not None or not num else x.new_zeros
+    mean, rstd, t_mean, t_rstd = (
+        make((*lead, *x.shape[:2], width), dtype=wide) for lead in ((), (num,)) for width in (int(centred), 1)
+    )
     for block in _blocks(x.shape):
         state = _standardize(block.wide(x, wide).contiguous(), eps, centred)
         if centred:
@@ -54,10 +58,15 @@ def dual_forward(
         s, b = _factor(block, scale, unit, wide), block.wide(shift, wide)
         _write_sum(block.of(out), b, state.n, s)  # (3)
         for k in range(num):
-            u, a_k, b_k = (None if t is None else block.wide(t[k], wide) for t in (tx, t_scale, t_shift))
-            u = None if u is None else state.jacobian_times(u)
+            t, a_k, b_k = (None if t is None else block.wide(t[k], wide) for t in (tx, t_scale, t_shift))
+            u = None
+            if t is not None:
+                u, own_mean, dot = state.jacobian_and_means(t)
+                if centred:
+                    block.of(t_mean[k]).copy_(own_mean)
+                block.of(t_rstd[k]).copy_(dot.mul_(state.rstd).mul_(state.rstd).neg_())
             _write_sum(block.of(t_out[k]), b_k, None if a_k is None else state.n, a_k, u, s)  # (4)
-    return out, t_out, mean.flatten(1), rstd.flatten(1)
+    return out, t_out, *(y.flatten(-2) for y in (mean, rstd, t_mean, t_rstd))
 
 
 def backward(
@@ -72,18 +81,18 @@ def backward(
     if centred and large and g.dtype == x.dtype and _takes_weights(x, scale, shift):
         return _fused_backward(g, x, scale, shift, mean, rstd, unit, wants)
     grads = _Gradients((None, None, None, x, scale, shift), (False, False, False, *wants), x, len(g))
-    _accumulate(grads, None, g, x, scale, None, None, mean, rstd, unit)
+    _accumulate(grads, None, g, x, scale, None, None, mean, rstd, None, centred, unit)
     return grads.results()[3:]
 
 
 def dual_backward(
     g: Tensor | None, h: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None,
-    tx: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None, mean: Tensor, rstd: Tensor,
+    tx: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None, mean: Tensor, rstd: Tensor, t_rstd: Tensor,
     *, centred: bool, unit: bool, wants: Wants, t_wants: Wants,
 ) -> tuple[Gradients, Gradients]:  # fmt: skip
     """Return the gradients of x, scale and shift, then of their tangents; None for those that are not wanted."""
     grads = _Gradients((x, scale, shift, tx, t_scale, t_shift), (*wants, *t_wants), x, len(h))
-    _accumulate(grads, g, h, x, scale, tx, t_scale, mean, rstd, unit)
+    _accumulate(grads, g, h, x, scale, tx, t_scale, mean, rstd, t_rstd, centred, unit)
     results = grads.results()
     return results[:3], results[3:]
 
@@ -107,7 +116,7 @@ def _fused_backward(
 ) -> Gradients:  # fmt: skip
     """Compute :func:`backward` with one fused call a group, which returns the gradients of its weights too."""
     K, G, D = len(g), len(x), x.shape[-1]
-    weights, mean, rstd = _weights(x, scale, unit), mean.unsqueeze(-1), rstd.unsqueeze(-1)
+    weights, mean, rstd = _weights(x, scale, unit), _columns(mean), _columns(rstd)
     each = [
         native_layer_norm_backward(g[k, i], x[i], (D,), mean[i], rstd[i], weights[i], weights[i], wants)
         for k in range(K)
@@ -159,18 +168,21 @@ class _Standardized(NamedTuple):
     def jacobian_times(self, v: Tensor) -> Tensor:
         """Return J v of (2), a new tensor."""
         if self.mean is None:
-            return self.jacobian_and_dot(v)[0]
+            return self.jacobian_and_means(v)[0]
         args = v, self.x, v.shape[-1:], self.mean, self.rstd
         return native_layer_norm_backward(*args, None, None, (True, False, False))[0]  # type: ignore[return-value]
 
-    def jacobian_and_dot(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return J v and mean(v ∘ n) ``[..., 1]``, new tensors."""
+    def jacobian_and_means(self, v: Tensor) -> tuple[Tensor, Any, Tensor]:
+        """Return J v, mean v and mean(v ∘ n), new tensors; mean v is None if the norm does not centre."""
         D = v.shape[-1]
-        norm = torch.full_like(self.rstd, math.sqrt(D)).view(-1, 1)
+        norm = torch.full_like(self.rstd, math.sqrt(D)).reshape(-1, 1)
         # the gradient of the weight norm a w/‖w‖ in w and in a, at w = n, with √D in place of ‖n‖ and a = √D rstd
-        dv, dot = weight_norm_backward(v.reshape(-1, D), self.n.view(-1, D), self.rstd.view(-1, 1) * norm, norm)
+        dv, dot = weight_norm_backward(v.reshape(-1, D), self.n.reshape(-1, D), self.rstd.reshape(-1, 1) * norm, norm)
         dv, dot = dv.view(v.shape), dot.view(self.rstd.shape).div_(math.sqrt(D))
-        return dv if self.mean is None else dv.sub_(dv.mean(-1, keepdim=True)), dot
+        if self.mean is None:
+            return dv, None, dot
+        mean = v.mean(-1, keepdim=True)
+        return dv.sub_(mean * self.rstd), mean, dot
 
 
 def _standardize(x: Tensor, eps: float, centred: bool) -> _Standardized:
@@ -179,16 +191,19 @@ def _standardize(x: Tensor, eps: float, centred: bool) -> _Standardized:
     if centred:  # with weights, PyTorch's kernel runs about twice as fast as without
         n, mean, rstd = torch.native_layer_norm(x, (D,), x.new_ones(D), x.new_zeros(D), eps)
         return _Standardized(n, x, mean, rstd)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    rstd = norm.mul_(1 / math.sqrt(D)).square_().add_(eps).rsqrt_()
-    return _Standardized(x * rstd, x, None, rstd)
+    root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).div_(math.sqrt(D))
+    return _restandardize(x, None, root.square_().add_(eps).rsqrt_())
 
 
-def _restandardize(x: Tensor, mean: Tensor, rstd: Tensor) -> _Standardized:
-    """Return (1) from the statistics; mean: ``[..., 0]`` if the norm does not centre."""
-    if mean.shape[-1]:
-        return _Standardized((x - mean).mul_(rstd), x, mean, rstd)
-    return _Standardized(x * rstd, x, None, rstd)
+def _restandardize(x: Tensor, mean: Tensor | None, rstd: Tensor) -> _Standardized:
+    """Return (1) from the statistics."""
+    n = x * rstd if mean is None else (x - mean).mul_(rstd)
+    return _Standardized(n, x, mean, rstd)
+
+
+def _columns(y: Tensor) -> Tensor:
+    """Return statistics as ``[G, M, 1]``, contiguous: PyTorch's kernel ignores their strides (seen in 2.11 and 2.13)."""
+    return y.contiguous().unsqueeze(-1)
 
 
 def _factor(block: _Block, scale: Tensor | None, unit: bool, wide: torch.dtype) -> Any:
@@ -266,12 +281,14 @@ class _Sum:
 
 def _accumulate(
     grads: _Gradients, g: Tensor | None, h: Tensor, x: Tensor, scale: Tensor | None, tx: Tensor | None,
-    t_scale: Tensor | None, mean: Tensor, rstd: Tensor, unit: bool,
+    t_scale: Tensor | None, mean: Tensor, rstd: Tensor, t_rstd: Tensor | None, centred: bool,
+    unit: bool,
 ) -> None:  # fmt: skip
     """Compute (5) to (9), as far as they are wanted."""
-    mean, rstd, wide = mean.view(*x.shape[:2], -1), rstd.unsqueeze(-1), rstd.dtype
+    wide, mean, rstd = rstd.dtype, _columns(mean), _columns(rstd)
     for block in _blocks(x.shape):
-        state = _restandardize(block.wide(x, wide).contiguous(), block.of(mean), block.of(rstd))
+        own_mean = block.of(mean) if centred else None
+        state = _restandardize(block.wide(x, wide).contiguous(), own_mean, block.of(rstd))
         n, r, s = state.n, state.rstd, _factor(block, scale, unit, wide)
         V, of_scale, f = _Sum(), _Sum(), _Sum()
         if g is not None:
@@ -287,19 +304,14 @@ def _accumulate(
             t = None if tx is None else block.wide(tx[k], wide)
             H = h_k if s is None or not grads.wants(_X, _TX) else h_k * s
             if t is not None and grads.wants(_X):
-                dt, c_h = state.jacobian_and_dot(H)
-                if grads.wants(_SCALE):
-                    u, c_t = state.jacobian_and_dot(t)
-                    of_scale.add(h_k, u)
-                else:
-                    c_t = (t * n).mean(-1, keepdim=True)
+                dt, _, c_h = state.jacobian_and_means(H)
                 V.add(t, c_h.mul_(r).neg_())  # (6)
-                V.add(H, c_t.mul_(r).neg_())
+                V.add(H, block.of(t_rstd[k].unsqueeze(-1)) / r)
                 f.add((dt * t).mean(-1, keepdim=True))  # (7)
             else:
                 dt = state.jacobian_times(H) if grads.wants(_TX) else None
-                if t is not None and grads.wants(_SCALE):
-                    of_scale.add(h_k, state.jacobian_times(t))
+            if t is not None and grads.wants(_SCALE):
+                of_scale.add(h_k, state.jacobian_times(t))
             if grads.wants(_TX):
                 grads.put(_TX, block, dt, k)  # (5)
             if t_scale is not None and grads.wants(_X):
