@@ -22,7 +22,7 @@ def oracle(
     dual_forward: Callable[..., Sequence[Tensor]], x: Sequence[Any], tangents: Sequence[Any], cotangents: Sequence[Any]
 ) -> tuple[list[Tensor], list[Any]]:
     """Return the outputs in float64, and the gradients of x and of the tangents for the cotangents; None is zero."""
-    given = [None if t is None else t.double().requires_grad_() for t in (*x, *tangents)]
+    given = [None if t is None else t.detach().double().clone().requires_grad_() for t in (*x, *tangents)]
     outputs = dual_forward(*given)
     pairs = [(y, c.double()) for y, c in zip(outputs, cotangents) if c is not None]
     leaves = [t for t in given if t is not None]
