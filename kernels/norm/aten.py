@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._torch import native_layer_norm_backward, weight_norm_backward
 from .reference import factor, wide_dtype
 
-_BLOCK = 1 << 18  # elements: enough work for each thread, and all intermediate results fit the last cache
+_BLOCK = 1 << 19  # elements: about ten intermediate results fit the last cache
 _OWN_CALL = 1 << 14  # elements of a group from which a fused call of its own is faster than ops on all groups
 
 Wants = Sequence[bool]  # of x, scale and shift
@@ -24,8 +24,8 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 def forward(
     x: Tensor, scale: Tensor | None, shift: Tensor | None, *, eps: float, centred: bool, unit: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return out ``[G, M, D]`` in dtype, mean (``[G, 0]`` if the norm does not centre) and rstd ``[G, M]``."""
-    if centred and dtype == x.dtype and len(x) == 1 and _takes_weights(x, scale, shift):
+    """Return out ``[G, M, D]`` in dtype, mean and rstd ``[G, M]``; mean is ``[G, 0]`` if the norm does not centre."""
+    if centred and dtype == x.dtype and len(x) == 1 and x.numel() and _takes_weights(x, scale, shift):
         weight, bias = _weights(x, scale, unit)[0], None if shift is None else shift[0, 0].to(wide_dtype(x, scale))
         out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
         return out, mean.squeeze(-1), rstd.squeeze(-1)
@@ -41,32 +41,35 @@ def dual_forward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return out ``[G, M, D]`` and t_out ``[K, G, M, D]`` in dtype, mean, rstd ``[G, M]`` and their tangents.
 
-    Without tangents, K is 0. A mean is ``[..., G, 0]`` if the norm does not centre.
+    A mean is ``[..., G, 0]`` if the norm does not centre. The results of tangents are None if there are none.
     """
     wide = wide_dtype(x, scale, shift)
     num = next((len(t) for t in (tx, t_scale, t_shift) if t is not None), 0)
-    out, t_out = (x.new_empty((*lead, *x.shape), dtype=dtype) for lead in ((), (num,)))
-    make = x.new_empty if tx is not None or not num else x.new_zeros
-    mean, rstd, t_mean, t_rstd = (
-        make((*lead, *x.shape[:2], width), dtype=wide) for lead in ((), (num,)) for width in (int(centred), 1)
-    )
+    row, no_row = (*x.shape[:2], 1), (*x.shape[:2], 0)
+    kinds = ((x.shape, dtype), (row if centred else no_row, wide), (row, wide))
+    results = [_Result(x, *kind) for kind in kinds]
+    t_results = [[_Result(x, *kind) for _ in range(num)] for kind in kinds]
     for block in _blocks(x.shape):
         state = _standardize(block.wide(x, wide).contiguous(), eps, centred)
-        if centred:
-            block.of(mean).copy_(state.mean)
-        block.of(rstd).copy_(state.rstd)
-        s, b = _factor(block, scale, unit, wide), block.wide(shift, wide)
-        _write_sum(block.of(out), b, state.n, s)  # (3)
+        s = _factor(block, scale, unit, wide)
+        total = _Sum(block.wide(shift, wide))
+        total.add(state.n, s)  # (3)
+        for result, part in zip(results, (total.total, state.mean, state.rstd)):
+            result.put(block, part)
         for k in range(num):
-            t, a_k, b_k = (None if t is None else block.wide(t[k], wide) for t in (tx, t_scale, t_shift))
-            u = None
+            t, a, b = (None if t is None else block.wide(t[k], wide) for t in (tx, t_scale, t_shift))
+            total, t_mean, t_rstd = _Sum(b), None, None  # (4)
+            if a is not None:
+                total.add(state.n, a)
             if t is not None:
-                u, own_mean, dot = state.jacobian_and_means(t)
-                if centred:
-                    block.of(t_mean[k]).copy_(own_mean)
-                block.of(t_rstd[k]).copy_(dot.mul_(state.rstd).mul_(state.rstd).neg_())
-            _write_sum(block.of(t_out[k]), b_k, None if a_k is None else state.n, a_k, u, s)  # (4)
-    return out, t_out, *(y.flatten(-2) for y in (mean, rstd, t_mean, t_rstd))
+                u, t_mean, dot = state.jacobian_and_means(t)
+                t_rstd = dot.mul_(state.rstd).mul_(state.rstd).neg_()
+                total.add(u, s)
+            for result, part in zip(t_results, (total.total, t_mean, t_rstd)):
+                result[k].put(block, part)
+    out, *statistics = (y.get() for y in results)
+    t_out, *t_statistics = (_stack([y.get() for y in ys]) if ys else None for ys in t_results)
+    return out, t_out, *(None if y is None else y.flatten(-2) for y in (*statistics, *t_statistics))
 
 
 def backward(
@@ -82,7 +85,7 @@ def backward(
         return _fused_backward(g, x, scale, shift, mean, rstd, unit, wants)
     grads = _Gradients((None, None, None, x, scale, shift), (False, False, False, *wants), x, len(g))
     _accumulate(grads, None, g, x, scale, None, None, mean, rstd, None, centred, unit)
-    return grads.results()[3:]
+    return grads.get()[3:]
 
 
 def dual_backward(
@@ -93,7 +96,7 @@ def dual_backward(
     """Return the gradients of x, scale and shift, then of their tangents; None for those that are not wanted."""
     grads = _Gradients((x, scale, shift, tx, t_scale, t_shift), (*wants, *t_wants), x, len(h))
     _accumulate(grads, g, h, x, scale, tx, t_scale, mean, rstd, t_rstd, centred, unit)
-    results = grads.results()
+    results = grads.get()
     return results[:3], results[3:]
 
 
@@ -133,13 +136,16 @@ def _fused_backward(
 
 
 class _Block:
-    """Some groups and tokens of tensors ``[..., G, M, D]``."""
+    """Some groups and tokens of tensors ``[..., G, M, D]``, or all of them."""
 
-    def __init__(self, groups: slice, tokens: slice) -> None:
+    def __init__(self, groups: slice | None = None, tokens: slice | None = None) -> None:
         self._groups, self._tokens = groups, tokens
+        self.is_whole = groups is None
 
     def of(self, y: Tensor) -> Tensor:
         """Return this block of y, or the row that its tokens share."""
+        if self.is_whole:
+            return y
         return y[..., self._groups, self._tokens if y.shape[-2] > 1 else slice(None), :]
 
     def wide(self, y: Tensor | None, dtype: torch.dtype) -> Any:
@@ -148,13 +154,67 @@ class _Block:
 
 def _blocks(shape: torch.Size) -> Iterator[_Block]:
     G, M, D = shape
-    if not shape.numel():
+    if shape.numel() <= _BLOCK:
+        yield _Block()
         return
     tokens = min(M, max(1, _BLOCK // D))
     groups = max(1, _BLOCK // (M * D))
     for i in range(0, G, groups):
         for j in range(0, M, tokens):
             yield _Block(slice(i, i + groups), slice(j, j + tokens))
+
+
+class _Result:
+    """A tensor that is filled block by block; what is put for the whole becomes the tensor itself.
+
+    is_sum: what is put is summed over its tokens.
+    """
+
+    def __init__(self, x: Tensor, shape: Sequence[int], dtype: torch.dtype, is_sum: bool = False) -> None:
+        self._x, self._shape, self._dtype, self._is_sum = x, shape, dtype, is_sum
+        self._value: Tensor | None = None
+
+    def put(self, block: _Block, part: Tensor | None) -> None:
+        if part is None:
+            return
+        if self._is_sum:
+            part = part.sum(-2, keepdim=True)
+        if block.is_whole:
+            self._value = part
+        elif self._is_sum:
+            if self._value is None:
+                self._value = self._x.new_zeros(self._shape, dtype=part.dtype)
+            block.of(self._value).add_(part)
+        else:
+            if self._value is None:
+                self._value = self._x.new_empty(self._shape, dtype=self._dtype)
+            block.of(self._value).copy_(part)
+
+    def get(self) -> Tensor:
+        """Return the tensor, zeros if nothing was put."""
+        if self._value is None:
+            return self._x.new_zeros(self._shape, dtype=self._dtype)
+        return self._value.to(self._dtype).expand(self._shape).contiguous()
+
+
+def _stack(ys: Sequence[Tensor]) -> Tensor:
+    return ys[0].unsqueeze(0) if len(ys) == 1 else torch.stack(ys)
+
+
+class _Sum:
+    """A sum of products, in place once it has memory of its own."""
+
+    def __init__(self, start: Tensor | None = None) -> None:
+        self.total: Any = start
+        self._is_own = False
+
+    def add(self, a: Tensor, b: Tensor | None = None) -> None:
+        if self.total is None:
+            self.total, self._is_own = (a, False) if b is None else (a * b, True)
+        elif self._is_own:
+            self.total = self.total.add_(a) if b is None else self.total.addcmul_(a, b)
+        else:
+            self.total, self._is_own = self.total + a if b is None else torch.addcmul(self.total, a, b), True
 
 
 class _Standardized(NamedTuple):
@@ -202,7 +262,7 @@ def _restandardize(x: Tensor, mean: Tensor | None, rstd: Tensor) -> _Standardize
 
 
 def _columns(y: Tensor) -> Tensor:
-    """Return statistics as ``[G, M, 1]``, contiguous: PyTorch's kernel ignores their strides (seen in 2.11 and 2.13)."""
+    """Return statistics as ``[G, M, 1]``, contiguous: PyTorch's kernel ignores their strides (2.11 and 2.13)."""
     return y.contiguous().unsqueeze(-1)
 
 
@@ -210,73 +270,33 @@ def _factor(block: _Block, scale: Tensor | None, unit: bool, wide: torch.dtype) 
     return None if scale is None else factor(block.of(scale), unit).to(wide)
 
 
-def _write_sum(
-    out: Tensor, shift: Tensor | None, a: Tensor | None, a_scale: Tensor | None, b: Tensor | None = None,
-    b_scale: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Write shift + a ∘ a_scale + b ∘ b_scale to out, one rounding; an absent factor is 1, an absent term 0."""
-    given = [(y, s) for y, s in ((a, a_scale), (b, b_scale)) if y is not None]
-    total = shift
-    wide = given[0][0].dtype if given else out.dtype
-    buffer = out if out.dtype == wide else out.new_empty(out.shape, dtype=wide)
-    for y, s in given:
-        if total is None:
-            total = y if s is None else torch.mul(y, s, out=buffer)
-        elif s is None:
-            total = torch.add(total, y, out=buffer)
-        else:
-            total = torch.addcmul(total, y, s, out=buffer)
-    if total is not out:
-        out.copy_(total)
-
-
 _X, _SCALE, _SHIFT, _TX, _T_SCALE, _T_SHIFT = range(6)
 
 
 class _Gradients:
-    """The gradients of x, scale and shift and of their tangents, filled block by block; None if not wanted."""
+    """The gradients of x, scale and shift and of their tangents; None if not wanted."""
 
     def __init__(self, likes: Sequence[Tensor | None], wanted: Wants, x: Tensor, num: int) -> None:
-        self._likes = [y if is_wanted else None for y, is_wanted in zip(likes, wanted)]
-        self._sums = [y is not None and y.shape[-2] != x.shape[-2] for y in self._likes]  # over tokens
-        self._buffers: list[Any] = []
-        for i, y in enumerate(self._likes):
-            shape = () if y is None else (*((num,) if i >= 3 else ()), *y.shape[-3:])
-            if y is None:
-                self._buffers.append(None)
-            elif self._sums[i] or i in (_SCALE, _SHIFT):  # nothing is put there if g is absent
-                self._buffers.append(x.new_zeros(shape, dtype=wide_dtype(y)))
-            else:
-                self._buffers.append(x.new_empty(shape, dtype=y.dtype))
+        self._results: list[Any] = []
+        for i, (y, is_wanted) in enumerate(zip(likes, wanted)):
+            if y is None or not is_wanted:
+                self._results.append(None)
+                continue
+            kind = x, y.shape[-3:], y.dtype, y.shape[-2] != x.shape[-2]
+            self._results.append([_Result(*kind) for _ in range(num)] if i >= 3 else _Result(*kind))
 
     def wants(self, *which: int) -> bool:
-        return any(self._buffers[i] is not None for i in which)
+        return any(self._results[i] is not None for i in which)
 
-    def put(self, which: int, block: _Block, part: Tensor, k: int | None = None) -> None:
-        """Store one block of a gradient, or add its sum over tokens."""
-        buffer = self._buffers[which] if k is None else self._buffers[which][k]
-        if self._sums[which]:
-            block.of(buffer).add_(part.sum(-2, keepdim=True))
-        else:
-            block.of(buffer).copy_(part)
+    def put(self, which: int, block: _Block, part: Tensor | None, k: int | None = None) -> None:
+        result = self._results[which]
+        (result if k is None else result[k]).put(block, part)
 
-    def results(self) -> tuple[Any, ...]:
-        return tuple(None if y is None else z.to(y.dtype) for y, z in zip(self._likes, self._buffers))
-
-
-class _Sum:
-    """A sum of products, in place once it has memory of its own; total is None if it is empty."""
-
-    total: Any = None
-    _is_own = False
-
-    def add(self, a: Tensor, b: Tensor | None = None) -> None:
-        if self.total is None:
-            self.total, self._is_own = (a, False) if b is None else (a * b, True)
-        elif self._is_own:
-            self.total = self.total.add_(a) if b is None else self.total.addcmul_(a, b)
-        else:
-            self.total, self._is_own = self.total + a if b is None else torch.addcmul(self.total, a, b), True
+    def get(self) -> tuple[Any, ...]:
+        return tuple(
+            None if y is None else _stack([z.get() for z in y]) if isinstance(y, list) else y.get()
+            for y in self._results
+        )
 
 
 def _accumulate(
@@ -321,7 +341,7 @@ def _accumulate(
             if grads.wants(_T_SHIFT):
                 grads.put(_T_SHIFT, block, h_k, k)
         if grads.wants(_X):
-            dx = n.new_zeros(()) if V.total is None else state.jacobian_times(V.total)
+            dx = None if V.total is None else state.jacobian_times(V.total)
             grads.put(_X, block, dx if f.total is None else dx.addcmul_(n, f.total * r, value=-1))  # (8)
-        if grads.wants(_SCALE) and of_scale.total is not None:
+        if grads.wants(_SCALE):
             grads.put(_SCALE, block, of_scale.total)  # (9)

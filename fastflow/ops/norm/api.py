@@ -26,7 +26,7 @@ def layer_norm(
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> Tensor:
-    """Layer norm over the last axis, ``(n ∘ weight + bias) ∘ (1 + scale) + shift`` with n = (x − mean) / sqrt(var + eps).
+    """Layer norm over the last axis, ``(n ∘ weight + bias) ∘ (1 + scale) + shift``, n = (x − mean) / sqrt(var + eps).
 
     Differentiable to second order in every mode: reverse, forward, each over the other, reverse over reverse, under
     ``vmap`` and ``torch.compile``; the gradient through the tangent of ``F.layer_norm`` is wrong (pytorch#196700).
