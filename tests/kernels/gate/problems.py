@@ -1,4 +1,4 @@
-"""Operands, tangents and cotangents of the gate's functions, drawn anew for each shape, and their oracle by autograd."""
+"""Operands, tangents and cotangents of the gate's functions, and their oracle by autograd."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
