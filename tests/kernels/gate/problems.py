@@ -24,7 +24,7 @@ def oracle(
     """Return the outputs in float64, and the gradients of x and of the tangents for the cotangents; None is zero."""
     given = [None if t is None else t.detach().double().clone().requires_grad_() for t in (*x, *tangents)]
     outputs = dual_forward(*given)
-    pairs = [(y, c.double()) for y, c in zip(outputs, cotangents) if c is not None]
+    pairs = [(y, c.double()) for y, c in zip(outputs, cotangents) if c is not None and y.requires_grad]
     leaves = [t for t in given if t is not None]
     ys, cs = zip(*pairs)
     grads = iter(torch.autograd.grad(ys, leaves, cs, materialize_grads=True))
