@@ -22,7 +22,8 @@ Pair = tuple[Tensor | None, Tensor | None]
 
 def forward(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """Return ``x + gate∘y``."""
-    return torch.addcmul(x, gate, y)  # (1)
+    out = x.new_empty(x.shape, dtype=result_dtype(x, gate, y))
+    return torch.addcmul(x, gate, y, out=out)  # (1)
 
 
 def dual_forward(

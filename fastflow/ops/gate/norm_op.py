@@ -103,7 +103,7 @@ def _gradients(
     options = {"centred": call.options.centred, "unit": call.options.unit}
     grads = list(_backward_of(call).norm_dual_backward(operands, wants=wants, t_wants=t_wants, **options))
     for i in (0, 5):
-        grads[i] = None if grads[i] is None else grads[i].to(x.dtype)
+        grads[i] = None if grads[i] is None else grads[i].to(x.dtype).contiguous()
     return or_absent(x, *grads)
 
 

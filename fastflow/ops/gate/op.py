@@ -6,6 +6,7 @@ Shapes: x and y ``[G, M, D]``, gate ``[G, 1 or M, D]``; tangents, and cotangents
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...kernels.gate import aten, reference
@@ -44,7 +45,7 @@ class GatedAddFunctions(Functions):
             *_, d_gate, dy = _backward_of(call).dual_backward(None, g, gate, y, None, None, (False, False), wants)
         else:
             d_gate, dy, *_ = _backward_of(call).dual_backward(g, None, gate, y, None, None, wants, (False, False))
-        return or_absent(g, g.to(x.dtype) if want_x else None, d_gate, dy)
+        return or_absent(g, _passed_on(g, x) if want_x else None, d_gate, dy)
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, ...]:
         return _forward_of(call).dual_forward(*call.x, *call.tangents)
@@ -54,12 +55,12 @@ class GatedAddFunctions(Functions):
         (want_x, *wants), (want_tx, *t_wants) = call.wants, call.t_wants
         t_wants = [want and t is not None for want, t in zip(t_wants, (t_gate, ty))]
         d_gate, dy, d_t_gate, d_ty = _backward_of(call).dual_backward(g, h, gate, y, t_gate, ty, wants, t_wants)
-        dx = (x.new_zeros(x.shape) if g is None else g.to(x.dtype)) if want_x else None
-        d_tx = h.to(x.dtype) if want_tx and tx is not None else None
+        dx = (x.new_zeros(x.shape) if g is None else _passed_on(g, x)) if want_x else None
+        d_tx = _passed_on(h, x) if want_tx and tx is not None else None
         return or_absent(h, dx, d_gate, dy, d_tx, d_t_gate, d_ty)
 
     def plain(self, call: Forward) -> tuple[Tensor, ...] | None:
-        return None if call.options.implementation == "triton" else (aten.forward(*call.x),)
+        return None if call.options.implementation == "triton" else (torch.addcmul(*call.x),)
 
     def reference(self, call: Forward) -> tuple[Tensor, ...]:
         return (reference.forward(*call.x),)
@@ -82,6 +83,11 @@ def _backward_of(call: Backward | DualBackward) -> ModuleType:
     from ...kernels.gate import backward
 
     return backward
+
+
+def _passed_on(cotangent: Tensor, x: Tensor) -> Tensor:
+    """Return a cotangent as the gradient of x, the same tensor if it may be."""
+    return cotangent.to(x.dtype).contiguous()
 
 
 def or_absent(like: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
