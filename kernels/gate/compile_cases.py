@@ -52,7 +52,9 @@ def _add_backward(arch: str, dtype: str, tile: Tile, dual: bool, shared: bool = 
 
 def _norm(arch: str, dtype: str, D: int, dual: bool, shared: bool = True, single: bool = True) -> CompileCase:
     arguments = _operands(dtype, "x gate y scale shift") | _operands(dtype, "tx t_gate ty t_scale t_shift", dual, 4)
-    arguments |= _pointers(dtype, "sum normed t_sum t_normed") | _pointers("fp32", "mean rstd") | {"eps": "fp32"}
+    arguments |= (
+        _pointers(dtype, "sum normed t_sum t_normed") | _pointers("fp32", "mean rstd t_mean t_rstd") | {"eps": "fp32"}
+    )
     arguments |= _sizes("group_size chunk_size num_groups num_chunks num_tangents")
     return _wide("norm", _gated_norm_kernel, arch, dtype, D, dual, shared, single, arguments, {})
 

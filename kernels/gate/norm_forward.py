@@ -13,7 +13,16 @@ from torch import Tensor
 
 from .._common.launch import on_device
 from ..attention._launch import alignment, strides, unit_rows
-from ..norm._tile import jacobian_times, load_rows, load_tangent, modulated_tangent, scaled, standardize, store_rows
+from ..norm._tile import (
+    jacobian_times,
+    load_rows,
+    load_tangent,
+    modulated_tangent,
+    row_mean,
+    scaled,
+    standardize,
+    store_rows,
+)
 from ._launch import num_tangents, shared_by_rows
 from ._tile import factor_of, row_or, shared_row, shared_tangent, tangent_or
 from .config import NORM_ROWS, norm_tile
@@ -27,8 +36,8 @@ def _gated_norm_kernel(
     # inputs, [G, 1 or M, D], and tangents, [K, G, 1 or M, D]; scale, shift and tangents may be None
     x_ptr, gate_ptr, y_ptr, scale_ptr, shift_ptr,
     tx_ptr, t_gate_ptr, ty_ptr, t_scale_ptr, t_shift_ptr,
-    # outputs, contiguous: [G, M, D] twice, [K, G, M, D] twice, [G, M] twice
-    sum_ptr, normed_ptr, t_sum_ptr, t_normed_ptr, mean_ptr, rstd_ptr,
+    # outputs, contiguous: [G, M, D] twice, [K, G, M, D] twice; statistics [G, M] and their tangents [K, G, M]
+    sum_ptr, normed_ptr, t_sum_ptr, t_normed_ptr, mean_ptr, rstd_ptr, t_mean_ptr, t_rstd_ptr,
     eps,
     # strides
     strides_x, strides_gate, strides_y, strides_scale, strides_shift,
@@ -83,7 +92,11 @@ def _gated_norm_kernel(
                 t += tangent_or(t_gate_row, t_gate_ptr, strides_t_gate, k, group, token, cols, mask, ALIGN)[0] * y
             t = t.to(sum_ptr.dtype.element_ty)
             store_rows(t_sum_ptr, t, t_row, cols, mask, D)
-            u = jacobian_times(t.to(tl.float32), n, rstd, D, CENTRED)  # (N2)
+            t = t.to(tl.float32)
+            u = jacobian_times(t, n, rstd, D, CENTRED)  # (N2)
+            tl.store(t_rstd_ptr + t_row[:, None], -rstd * rstd * row_mean(t * n, D), mask=mask_row[:, None])
+            if CENTRED:
+                tl.store(t_mean_ptr + t_row[:, None], row_mean(t, D), mask=mask_row[:, None])
             t_scale = tangent_or(t_scale_row, t_scale_ptr, strides_t_scale, k, group, token, cols, mask, ALIGN)
             t_shift = tangent_or(t_shift_row, t_shift_ptr, strides_t_shift, k, group, token, cols, mask, ALIGN)
             store_rows(t_normed_ptr, modulated_tangent(n, (u,), factor, t_scale, t_shift), t_row, cols, mask, D)  # (N4)
@@ -102,10 +115,10 @@ def norm_dual_forward(
     tx: Tensor | None, t_gate: Tensor | None, ty: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,
     *, eps: float, centred: bool, unit: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return sum, normed, t_sum and t_normed ``[K, ...]``, mean and rstd ``[G, M]`` in fp32, and ``[K, G, M]`` twice.
+    """Return sum, normed, t_sum and t_normed ``[K, ...]``, mean and rstd ``[G, M]`` and their tangents in fp32.
 
-    The last are zeros in place of the tangents of mean and rstd, which the backward computes again. Without tangents, K
-    is 0. normed is in dtype, sum in the one that PyTorch promotes x, gate and y to. mean is ``[G, 0]`` if not centred.
+    Without tangents, K is 0. normed is in dtype, sum in the one that PyTorch promotes x, gate and y to. A mean is
+    ``[..., G, 0]`` if the norm does not centre.
     """
     G, M, D = x.shape
     tangents = tx, t_gate, ty, t_scale, t_shift
@@ -113,7 +126,8 @@ def norm_dual_forward(
     total = x.new_empty((G, M, D), dtype=result_dtype(x, gate, y))
     normed = x.new_empty((G, M, D), dtype=dtype)
     t_total, t_normed = (z.new_empty((K, *z.shape)) for z in (total, normed))
-    mean, rstd = (x.new_empty((G, n), dtype=torch.float32) for n in (M if centred else 0, M))
+    rows = (G, M if centred else 0), (G, M)
+    statistics = [x.new_empty((*lead, *s), dtype=torch.float32) for lead in ((), (K,)) for s in rows]
     if x.numel():
         operands = tuple(map(unit_rows, (x, gate, y, scale, shift, *tangents)))
         align, tile = alignment(*operands), norm_tile(D, backward=False)
@@ -121,9 +135,9 @@ def norm_dual_forward(
         chunks = triton.cdiv(M, chunk)
         with on_device(x):
             _gated_norm_kernel[(G * chunks,)](
-                *operands, total, normed, t_total, t_normed, mean, rstd, eps,
+                *operands, total, normed, t_total, t_normed, *statistics, eps,
                 *(strides(z, align) for z in operands), M, chunk, G, chunks, K,
                 D=D, CENTRED=centred, UNIT=unit, SHARED=shared_by_rows(x, gate, scale, shift), SINGLE=K == 1,
                 ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.num_warps,
             )  # fmt: skip
-    return total, normed, t_total, t_normed, mean, rstd, *(z.new_zeros((K, *z.shape)) for z in (mean, rstd))
+    return total, normed, t_total, t_normed, *statistics

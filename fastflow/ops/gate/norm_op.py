@@ -34,7 +34,7 @@ class NormOutputs(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of the rows of sum, in a wide dtype. The kernels return zeros for their tangents, which they do not read."""
+    """Of the rows of sum, in a wide dtype."""
 
     mean: Tensor  # [G, M], or [G, 0] if the norm does not centre
     rstd: Tensor  # [G, M]
