@@ -88,6 +88,8 @@ def rotate(
     x: Tensor | None, tx: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool, transpose: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return ``R x`` and ``R tx``, or with ``Rᵀ``, contiguous, in their dtypes; None for None. All in one launch."""
+    if x is None and tx is None:
+        return None, None
     x, tx, cos, sin = (y if y is None or y.stride(-1) == 1 else y.contiguous() for y in (x, tx, cos, sin))
     out, t_out = (None if y is None else torch.empty(y.shape, dtype=y.dtype, device=y.device) for y in (x, tx))
     G, H, N, D = (tx[0] if x is None else x).shape

@@ -64,7 +64,9 @@ def _check(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         raise ValueError(f"cos must be [..., {N}, R/2] with R <= {D}, got shape {tuple(cos.shape)}{hint}")
     lead_of_cos = cos.shape[:-2]
     if len(lead_of_cos) > len(lead) or any(n not in (1, m) for n, m in zip(lead_of_cos[::-1], lead[::-1])):
-        raise ValueError(f"cos must be broadcastable to [{', '.join(map(str, lead))}, N, R/2], got shape {tuple(cos.shape)}")
+        raise ValueError(
+            f"cos must be broadcastable to [{', '.join(map(str, lead))}, N, R/2], got shape {tuple(cos.shape)}"
+        )
     if sin.shape != cos.shape:
         raise ValueError(f"sin must have the shape of cos, {tuple(cos.shape)}, got shape {tuple(sin.shape)}")
     for name, y in (("cos", cos), ("sin", sin)):
@@ -78,7 +80,9 @@ def _check_halves(sin: Tensor) -> None:
     """Refuse a full-width table that is narrow enough to pass for the table of more channels."""
     half = sin.shape[-1] // 2
     if sin.shape[-1] % 2 == 0 and torch.equal(sin[..., :half], sin[..., half:]) and bool(sin.any()):
-        raise ValueError(f"sin must hold every angle once, got two equal halves; pass sin[..., :{half}], and cos likewise")
+        raise ValueError(
+            f"sin must hold every angle once, got two equal halves; pass sin[..., :{half}], and cos likewise"
+        )
 
 
 def _canonical(x: Tensor, lead: torch.Size) -> Tensor:
