@@ -3,6 +3,9 @@
 from . import nn as nn
 from . import paths as paths
 from . import sampling as sampling
+from .ops.activation import gelu as gelu
+from .ops.activation import silu as silu
+from .ops.activation import swiglu as swiglu
 from .ops.attention import attention as attention
 from .ops.attention import attention_jvp as attention_jvp
 from .ops.divergence import Divergence as Divergence
@@ -16,6 +19,7 @@ from .ops.norm import rms_norm as rms_norm
 from .ops.random import GaussianNoise as GaussianNoise
 from .ops.replace import replace_ops as replace_ops
 from .ops.replace import replace_sdpa as replace_sdpa
+from .ops.rope import rope as rope
 from .paths import PathSample as PathSample
 from .sampling import Likelihood as Likelihood
 from .sampling import classifier_free_guidance as classifier_free_guidance
