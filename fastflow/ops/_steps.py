@@ -44,18 +44,21 @@ class Step:
 
     def __call__(self, call: Group) -> Any:
         """Call the custom op under torch.compile, else :meth:`run`."""
-        return self.op(*self.layout.flatten(call)) if torch.compiler.is_compiling() else self.run(call)
+        return self._dispatch(self.layout.flatten(call)) if torch.compiler.is_compiling() else self.run(call)
 
     def run(self, call: Group) -> Any:
         """Call the Function; compute without recording a graph if no derivative can be wanted."""
         flat = self.layout.flatten(call)
         tensors = flat[: self.layout.num_tensors]
         if not _torch.can_skip_dispatcher(*tensors):
-            return self.function.apply(*flat) if _differentiating(tensors) else self.op(*flat)
+            return self.function.apply(*flat) if _differentiating(tensors) else self._dispatch(flat)
         return _torch.apply(self.at_base, *tensors, call) if _differentiating(tensors) else self.compute(call)
 
     def apply(self, call: Group) -> Any:
         return self.function.apply(*self.layout.flatten(call))
+
+    def _dispatch(self, flat: Sequence[Any]) -> Any:
+        return _packed(self.op(*flat))
 
 
 def registered(
@@ -83,7 +86,7 @@ def registered(
         return fresh(layout.restore(flat), flat) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        function.keep(ctx, layout.restore(inputs), output)
+        function.keep(ctx, layout.restore(inputs), _packed(output))
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
@@ -113,11 +116,25 @@ def registered(
 
     AtBase.__name__ = AtBase.__qualname__ = function.__name__
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
-    custom = custom_op(name, schema, flops)(lambda *flat: _unaliased(compute(layout.restore(flat)), flat))
-    custom.register_fake(lambda *flat: _fake(fake, layout.restore(flat)))
-    custom.register_autograd(op_backward or function.backward, setup_context=setup_context)
-    custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
-    return Step(layout, compute, function, AtBase, custom)
+    opaque = custom_op(name, schema, flops)(lambda *flat: _unpacked(_unaliased(compute(layout.restore(flat)), flat)))
+    opaque.register_fake(lambda *flat: _unpacked(_fake(fake, layout.restore(flat))))
+    opaque.register_autograd(op_backward or function.backward, setup_context=setup_context)
+    opaque.register_vmap(lambda info, dims, *flat: tuple(map(_unpacked, rule(custom, layout, info, dims, flat))))
+
+    def custom(*flat: Any) -> Any:
+        return _packed(opaque(*flat))
+
+    return Step(layout, compute, function, AtBase, opaque)
+
+
+def _packed(results: Any) -> Any:
+    """Return the results of a custom op as a tuple: one with a single result returns the tensor itself."""
+    return (results,) if isinstance(results, Tensor) else results
+
+
+def _unpacked(results: Sequence[Any]) -> Any:
+    """Undo :func:`_packed`."""
+    return results[0] if len(results) == 1 else results
 
 
 def keep(ctx: Any, step: Step, backward_call: Group) -> None:
