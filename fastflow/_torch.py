@@ -220,7 +220,7 @@ def own_attention(*args: Any, **kwargs: Any) -> Tensor:
 def native_layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Call PyTorch's, also while ``torch`` holds a replacement or a mode would call it; only private API skips modes."""
+    """Call PyTorch's, also while ``torch`` holds a replacement. Only private API skips the mode that would call it."""
     with torch._C.DisableTorchFunction():
         return _native_layer_norm(x, shape, weight, bias, eps)
 

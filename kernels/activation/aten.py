@@ -63,9 +63,7 @@ def backward(g: Tensor, x: Tensor, b: Tensor | None, kind: str, wants: Sequence[
     return (dx, db) if many is g else (_first(dx), _first(db))
 
 
-def dual_forward(
-    x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str
-) -> tuple[Tensor, Tensor]:
+def dual_forward(x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     """Return out and its tangents, ``[K, ...]``."""
     if b is None and tx is not None and len(tx) == 1 and kind in _FUSED:
         t_out = _FUSED[kind].backward(tx.squeeze(0), x)
@@ -132,9 +130,7 @@ def _gradients(
     return dx, db, dtx, dtb
 
 
-def _gelu_gradients(
-    g: Tensor | None, h: Tensor, x: Tensor, tx: Tensor | None, wants_x: bool, wants_tx: bool
-) -> Four:
+def _gelu_gradients(g: Tensor | None, h: Tensor, x: Tensor, tx: Tensor | None, wants_x: bool, wants_tx: bool) -> Four:
     """Compute :func:`dual_backward` of the exact GELU for K = 1.
 
     The fused pass runs on whole tensors: it has a fixed cost per call, which blocks would pay again and again.

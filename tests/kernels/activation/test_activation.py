@@ -200,8 +200,6 @@ def test_kernels_far_from_zero(kind):
     functions = triton_functions()
     x = torch.tensor([-3e18, -1e13, -1000.0, 1000.0, 1e13, 3e18], device=DEVICE)
     g = torch.ones_like(x)
-    dx, _, dtx, _ = functions.dual_backward(
-        g, g[None], x, None, g[None], None, kind, (True, False), (True, False)
-    )
+    dx, _, dtx, _ = functions.dual_backward(g, g[None], x, None, g[None], None, kind, (True, False), (True, False))
     assert torch.equal(dx, (x > 0).float())
     assert torch.equal(dtx[0], (x > 0).float())
