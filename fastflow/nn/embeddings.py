@@ -1,12 +1,15 @@
 """Embeddings of the time and of patch positions for the DiT."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._dtypes import at_least_float32
+from ..ops.activation import silu
+from ..ops.rope import rope
+from .linear import Linear
 
 _MAX_PERIOD = 10_000.0
 
@@ -29,8 +32,8 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.num_frequencies = num_frequencies
         self.time_scale = time_scale
-        self.linear1 = nn.Linear(2 * num_frequencies, hidden_size)
-        self.linear2 = nn.Linear(hidden_size, hidden_size)
+        self.linear1 = Linear(2 * num_frequencies, hidden_size)
+        self.linear2 = Linear(hidden_size, hidden_size)
         for layer in (self.linear1, self.linear2):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -42,7 +45,20 @@ class TimeEmbedding(nn.Module):
         omega = self.time_scale * torch.exp(-math.log(_MAX_PERIOD) / self.num_frequencies * k)
         angle = t[:, None] * omega
         waves = torch.cat((angle.cos(), angle.sin()), dim=1)
-        return self.linear2(F.silu(self.linear1(waves.to(self.linear1.weight.dtype))))
+        return self.linear2(silu(self.linear1(waves.to(self.linear1.weight.dtype))))
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotation of each head's queries or keys by their position in a grid, see :func:`rope_table`."""
+
+    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        for name, table in zip(("cos", "sin"), rope_table(sizes, dim)):
+            self.register_buffer(name, table, persistent=False)  # [N, dim / 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x ``[B, H, N, D]`` to the same shape."""
+        return rope(x, self.cos, self.sin)
 
 
 def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:
@@ -62,3 +78,32 @@ def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [axis.flatten()[:, None] * omega for axis in (row, column)]  # 2 x [H W, D / 4]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def rope_table(sizes: Sequence[int], dim: int) -> tuple[Tensor, Tensor]:
+    """Return ``cos(ω p)`` and ``sin(ω p)`` of every position p of a grid, for :func:`fastflow.rope`.
+
+    Each axis of the grid rotates an equal share of the dim channels, the first axis the first pairs, with frequencies
+    ω from 1 down to about 1/10,000. Positions are in row-major order, as ``x.flatten()`` numbers them.
+
+    Args:
+        sizes: lengths of the grid's axes: ``(N,)``, ``(height, width)`` or ``(frames, height, width)``.
+        dim: channels to rotate, a multiple of twice the number of axes; those of a head beyond them stay as they are.
+
+    Returns:
+        Two float32 tensors, ``[prod(sizes), dim / 2]``.
+
+    Raises:
+        ValueError: sizes is empty or not positive, or dim is not such a multiple.
+
+    Source: Su et al., RoFormer (2104.09864); an axis at a time as in Fang et al., EVA-02 (2303.11331).
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be one or more positive lengths, got {tuple(sizes)}")
+    if dim < 1 or dim % (2 * len(sizes)):
+        raise ValueError(f"dim must be a multiple of {2 * len(sizes)} for {len(sizes)} axes, got {dim}")
+    num = dim // (2 * len(sizes))
+    omega = _MAX_PERIOD ** (-torch.arange(num, dtype=torch.float64) / num)
+    grid = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
+    angle = torch.cat([axis.flatten()[:, None] * omega for axis in grid], dim=1)
+    return angle.cos().float(), angle.sin().float()
