@@ -21,7 +21,7 @@ def plain_dit(model: DiT, w: Weights, x: Tensor, t: Tensor, y: Tensor, *, norm: 
     waves = torch.cat(((t[:, None] * omega).cos(), (t[:, None] * omega).sin()), 1)
     time = affine(w, "time_embedding.linear2", silu(affine(w, "time_embedding.linear1", waves)))
     condition = silu(time + w["label_embedding.weight"][y])
-    heads = len(tokens[0, 0]) // model.blocks[0].attention.qkv.in_features * model.blocks[0].attention.num_heads
+    heads = model.blocks[0].attention.num_heads
 
     def normalized(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         x = x - x.mean(-1, keepdim=True) if norm == "layer" else x
@@ -50,8 +50,7 @@ def plain_dit(model: DiT, w: Weights, x: Tensor, t: Tensor, y: Tensor, *, norm: 
 
     for i in range(len(model.blocks)):
         name = f"blocks.{i}"
-        parts = affine(w, f"{name}.modulation.1", condition)[:, None].chunk(6, -1)
-        b1, a1, g1, b2, a2, g2 = parts
+        b1, a1, g1, b2, a2, g2 = affine(w, f"{name}.modulation.1", condition)[:, None].chunk(6, -1)
         tokens = tokens + g1 * attend(f"{name}.attention", normalized(tokens, b1, a1))
         tokens = tokens + g2 * feed_forward(f"{name}.mlp", normalized(tokens, b2, a2))
     b, a = affine(w, "final_layer.modulation.1", condition)[:, None].chunk(2, -1)
@@ -74,5 +73,6 @@ def rotated(x: Tensor, rows: int, columns: int) -> Tensor:
     row = torch.arange(rows).repeat_interleave(columns)
     column = torch.arange(columns).repeat(rows)
     angle = torch.cat((row[:, None] * omega, column[:, None] * omega), 1)  # [N, D / 2]
+    cos, sin = angle.cos().float(), angle.sin().float()  # as the model rounds them
     a, b = x.chunk(2, -1)
-    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
