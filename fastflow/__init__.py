@@ -3,6 +3,9 @@
 from . import nn as nn
 from . import paths as paths
 from . import sampling as sampling
+from .ops.activation import gelu as gelu
+from .ops.activation import silu as silu
+from .ops.activation import swiglu as swiglu
 from .ops.attention import attention as attention
 from .ops.attention import attention_jvp as attention_jvp
 from .ops.divergence import Divergence as Divergence
