@@ -92,6 +92,6 @@ def _activation(x: Tensor, b: Tensor | None, kind: str, backend: str) -> Tensor:
 def _prepared(kind: str, backend: str, primals: Any, tangents: Any) -> tuple[Any, Any, Options]:
     x = primals[0]
     if tangents is not None:
-        tangents = tuple(None if t is None or t.dtype == x.dtype else t.to(x.dtype) for t in tangents)
+        tangents = tuple(None if t is None else t.to(x.dtype) for t in tangents)
     chosen = _backend.resolve(backend, "activation", x)
     return primals, tangents, Options(kind, "triton" if chosen == "triton" else "aten")
