@@ -216,6 +216,11 @@ def own_attention(*args: Any, **kwargs: Any) -> Tensor:
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
 
 
+def own_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Call PyTorch's linear, also while ``torch.nn.functional`` holds a replacement."""
+    return torch._C._nn.linear(x, weight, bias)
+
+
 def is_batched_grad(x: Tensor) -> bool:
     """Return True inside the backward pass of ``autograd.grad(is_grads_batched=True)`` for what it maps."""
     return _functorch.is_legacy_batchedtensor(x)
