@@ -325,3 +325,11 @@ def native_layer_norm_backward(
     """Return the gradients of ``torch.native_layer_norm``, by the fused kernel, which cannot be differentiated."""
     backward = torch.ops.aten.native_layer_norm_backward
     return backward(grad, x, shape, mean, rstd, weight, bias, list(needed))
+
+
+def weight_norm_backward(grad: Tensor, w: Tensor, a: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of w and a for ``a w / ‖w‖`` by rows, by the fused kernel, which cannot be differentiated.
+
+    w: ``[N, D]``; a, norm: ``[N, 1]``, norm in place of ‖w‖. The public weight norm does not take the norm.
+    """
+    return torch.ops.aten._weight_norm_interface_backward(grad, w, a, norm, 0)

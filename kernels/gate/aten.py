@@ -6,12 +6,15 @@ the cache, in float32 at least, and written once.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..._dtypes import at_least_float32
+from ..norm import aten as norm
 from .blocks import Block, blocks_of
+from .norm_operands import NormOperands
 from .reference import result_dtype
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -60,6 +63,73 @@ def dual_backward(
     for block in blocks_of(y):
         grads.add(block, block.read(g, wide), [block.read(h_k, wide) for h_k in each(h, K)])
     return grads.total()
+
+
+def norm_forward(
+    x: Tensor, gate: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, **options: Any
+) -> tuple[Tensor, ...]:
+    """Return sum, normed, mean and rstd; options: those of the norm's forward."""
+    total = forward(x, gate, y)
+    return total, *norm.forward(total, scale, shift, **options)
+
+
+def norm_dual_forward(
+    x: Tensor, gate: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None,
+    tx: Tensor | None, t_gate: Tensor | None, ty: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return sum, normed, t_sum and t_normed ``[K, ...]``, mean and rstd."""
+    if tx is None and t_gate is None and ty is None:
+        total, t_total = forward(x, gate, y), None
+    else:
+        total, t_total = dual_forward(x, gate, y, tx, t_gate, ty)
+    normed, t_normed, *statistics = norm.dual_forward(total, scale, shift, t_total, t_scale, t_shift, **options)
+    if t_total is None:
+        t_total = total.new_zeros(t_normed.shape)
+    return total, normed, t_total, t_normed, *statistics
+
+
+def norm_dual_backward(
+    operands: NormOperands, *, wants: Sequence[bool], t_wants: Sequence[bool], **options: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x, gate, y, scale and shift, then of their tangents, None for those not wanted.
+
+    Those of x and its tangent are at least in float32, or cotangents themselves. options: those of the norm's backward.
+    """
+    g_sum, g, h_sum, h, total, gate, y, scale, shift, t_total, t_gate, ty, t_scale, t_shift, *statistics = operands
+    (want_x, *of_gate, want_scale, want_shift), (want_tx, *t_of_gate, want_t_scale, want_t_shift) = wants, t_wants
+    of_sum = want_x or any(of_gate)
+    of_t_sum = want_tx or any(t_of_gate) or (of_gate[0] and ty is not None) or (of_gate[1] and t_gate is not None)
+    of_norm, t_of_norm = (of_sum, want_scale, want_shift), (of_t_sum, want_t_scale, want_t_shift)
+    wide = at_least_float32(total)
+    total, t_total = total.to(wide), None if t_total is None else t_total.to(wide)
+    grads: Sequence[Tensor | None] = (None, None, None)
+    t_grads = grads
+    if h is not None and any(of_norm):
+        grads, t_grads = norm.dual_backward(
+            g, h, total, scale, shift, t_total, t_scale, t_shift, *statistics, wants=of_norm, t_wants=t_of_norm, **options
+        )
+    elif h is not None:
+        t_grads = norm.backward(h, total, scale, shift, *statistics, wants=t_of_norm, **options)
+    elif g is not None and any(of_norm):
+        many = norm.backward(g.unsqueeze(0), total, scale, shift, *statistics, wants=of_norm, **options)
+        grads = [None if dx is None else dx.squeeze(0) for dx in many]
+    of_x, of_tx = _plus(grads[0], g_sum), _plus(t_grads[0], h_sum)  # (8)
+    d_gate, dy, d_t_gate, d_ty = dual_backward(of_x, of_tx, gate, y, t_gate, ty, of_gate, t_of_gate)
+    found = of_x, d_gate, dy, *grads[1:], of_tx, d_t_gate, d_ty, *t_grads[1:]
+    K = next((z.shape[0] for z in (h_sum, h) if z is not None), 0)
+    likes, leads = (total, gate, y, scale, shift) * 2, [()] * 5 + [(K,)] * 5
+    return tuple(
+        None if not want else like.new_zeros((*lead, *like.shape)) if dx is None else dx
+        for dx, like, lead, want in zip(found, likes, leads, (*wants, *t_wants))
+    )
+
+
+def _plus(fresh: Tensor | None, cotangent: Tensor | None) -> Tensor | None:
+    """Return the sum; None is zero. fresh is overwritten."""
+    if fresh is None or cotangent is None:
+        return cotangent if fresh is None else fresh
+    return fresh.add_(cotangent)
 
 
 class GateGradients:

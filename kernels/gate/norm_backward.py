@@ -6,7 +6,7 @@ those of ``../norm/README.md``.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -27,8 +27,9 @@ from ..norm._tile import (
 )
 from ..norm.config import config, rows_of_partial
 from ..norm.partials import sum_partials
-from ._launch import shared_by_rows
+from ._launch import num_tangents, shared_by_rows
 from ._tile import factor_of, row_or, shared_row, shared_tangent, tangent_or
+from .norm_operands import NormOperands
 
 Wants = Sequence[bool]  # of x, gate, y, scale and shift
 _UNSPECIALIZED = ["group_size", "chunk_size", "num_groups", "num_chunks", "num_inner"]
@@ -160,3 +161,85 @@ def _store_partial(ptr, sums, slot, cols, D: tl.constexpr, SHARED: tl.constexpr)
     """Sum a tile over its rows into a row of [slots, D], if rows share the gradient and ptr is not None."""
     if ptr is not None and SHARED:
         tl.store(ptr + slot * D + cols, tl.sum(sums, 0), mask=cols < D)
+
+
+Gradients = tuple[Tensor | None, ...]  # of x, gate, y, scale and shift, then of their tangents
+
+
+def norm_dual_backward(
+    operands: NormOperands, *, centred: bool, unit: bool, wants: Wants, t_wants: Wants
+) -> Gradients:
+    """Return the gradients of x, gate, y, scale and shift, then of their tangents, None for those not wanted.
+
+    Those of x and its tangent are in the dtype of sum.
+    """
+    (*_, K), options = _sizes(operands), {"centred": centred, "unit": unit}
+    likes = operands.sum, operands.gate, operands.y, operands.scale, operands.shift
+    are_shared = shared_by_rows(operands.sum, *likes)
+    shared = tuple(want and is_shared for want, is_shared in zip(t_wants, are_shared))
+    if K > 1 and any(wants) and any(shared):
+        # a program holds the sums of one tangent: those of K are a launch of their own
+        own = tuple(want and not is_shared for want, is_shared in zip(t_wants, are_shared))
+        grads = _gradients(operands, (*wants, *own), **options)
+        alone = operands._replace(g_sum=None, g=None, t_sum=None, t_gate=None, ty=None, t_scale=None, t_shift=None)
+        sums = _gradients(alone, (*(False,) * 5, *shared), **options)
+        return tuple(a if b is None else b for a, b in zip(grads, sums))
+    return _gradients(operands, (*wants, *t_wants), **options)
+
+
+def _gradients(operands: NormOperands, wanted: Wants, *, centred: bool, unit: bool) -> Gradients:
+    G, M, D, K = _sizes(operands)
+    likes = (operands.sum, operands.gate, operands.y, operands.scale, operands.shift) * 2
+    chunk = rows_of_partial(G, M) if M else 1
+    chunks = triton.cdiv(M, chunk)
+    results: list[Any] = [None] * len(likes)
+    shared, constant = [], []  # those that are summed up, and those that are zero
+    for i, (like, is_wanted) in enumerate(zip(likes, wanted)):
+        if like is None or not is_wanted:
+            continue
+        lead, is_shared = () if i < 5 else (K,), like.shape[1] != M
+        if not operands.sum.numel() or (i in (8, 9) and operands.h is None):
+            results[i] = like.new_zeros((*lead, *like.shape))
+            constant.append(i)
+        elif is_shared:
+            results[i] = like.new_empty((*lead, G, chunks, D), dtype=torch.float32)
+            shared.append(i)
+        else:
+            results[i] = like.new_empty((*lead, G, M, D))
+    written = [None if i in constant else dx for i, dx in enumerate(results)]
+    if all(dx is None for dx in written):
+        return tuple(results)
+    inner = 1 if max(shared, default=0) > 4 else K  # tangents of one program
+    given = tuple(map(unit_rows, _read(operands, written)))
+    align, tile = alignment(*given), config(D, backward=True)
+    with on_device(operands.sum):
+        _gated_norm_backward_kernel[(G * chunks * (K // inner if inner else 1),)](
+            *given, operands.mean, operands.rstd, *written, *(strides(z, align) for z in given), M, chunk, G, chunks, inner,
+            D=D, CENTRED=centred, UNIT=unit, PRIMAL=any(wanted[:3]),
+            SHARED=shared_by_rows(*likes[:2], *likes[3:5]), SINGLE=K == 1,
+            ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.num_warps,
+        )  # fmt: skip
+    if shared:
+        sums = sum_partials([results[i] for i in shared], [likes[i].dtype for i in shared])
+        for i, total in zip(shared, sums):
+            results[i] = total
+    return tuple(results)
+
+
+def _sizes(operands: NormOperands) -> tuple[int, int, int, int]:
+    """Return G, M, D and K."""
+    G, M, D = operands.sum.shape
+    return G, M, D, num_tangents(operands.h_sum, operands.h)
+
+
+def _read(operands: NormOperands, written: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return the operands that the kernel takes, None for those that no gradient needs."""
+    _, d_gate, dy, d_scale, _, d_tx, d_t_gate, d_ty, *_ = (z is not None for z in written)
+    is_primal = any(z is not None for z in written[:3])
+    c = operands
+    return (
+        c.g_sum if is_primal else None, c.g, c.h_sum, c.h,
+        c.sum, c.gate if dy or d_ty else None, c.y if d_gate or d_t_gate else None, c.scale,
+        c.t_sum if is_primal or d_scale else None, c.t_gate if dy else None, c.ty if d_gate else None,
+        c.t_scale if is_primal else None,
+    )  # fmt: skip

@@ -4,6 +4,8 @@ Shapes: a tile is [R, C], R rows and C columns, a power of two of at least D; a 
 [1, C]. Equation numbers are those of README.md; N marks those of ``../norm/README.md``.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -88,7 +90,15 @@ def _gated_norm_kernel(
             store_rows(t_normed_ptr, modulated_tangent(n, (u,), factor, t_scale, t_shift), t_row, cols, mask, D)  # (N4)
 
 
-def dual_forward(
+def norm_forward(
+    x: Tensor, gate: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, **options: Any
+) -> tuple[Tensor, ...]:
+    """Return sum, normed, mean and rstd; see :func:`norm_dual_forward`."""
+    total, normed, _, _, *statistics = norm_dual_forward(x, gate, y, scale, shift, *[None] * 5, **options)
+    return total, normed, *statistics
+
+
+def norm_dual_forward(
     x: Tensor, gate: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None,
     tx: Tensor | None, t_gate: Tensor | None, ty: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,
     *, eps: float, centred: bool, unit: bool, dtype: torch.dtype,

@@ -14,7 +14,7 @@ _OTHER_WIDTHS = (64, 128, 256, 4096, 8192, 16384)
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Yield both kernels, with tangents and without, as an adaLN, a layer norm with weights and an RMS norm use them."""
+    """Yield both kernels, with and without tangents, for adaLN, layer norm with weights and RMS norm."""
     for arch in ARCHES:
         for D in _WIDTHS:
             for dual in (False, True):

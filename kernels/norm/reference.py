@@ -25,7 +25,7 @@ def forward(
     x: Tensor, scale: Tensor | None, shift: Tensor | None, *, eps: float, centred: bool, unit: bool, dtype: torch.dtype
 ) -> Tensor:
     """Return out ``[G, M, D]`` in dtype, computed at least in float32. unit: the factor is 1 + scale."""
-    n = standardized(x.to(at_least_float32(x)), eps, centred).n
+    n = standardized(x.to(wide_dtype(x, scale, shift)), eps, centred).n
     return modulated(n, scale, shift, unit).to(dtype)
 
 
@@ -35,7 +35,7 @@ def dual_forward(
     *, eps: float, centred: bool, unit: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return out ``[G, M, D]`` and t_out ``[K, G, M, D]`` in dtype."""
-    n, _, rstd = standardized(x.to(at_least_float32(x)), eps, centred)
+    n, _, rstd = standardized(x.to(wide_dtype(x, scale, shift)), eps, centred)
     u = None if tx is None else jacobian_times(tx.to(n.dtype), n, rstd, centred)
     t_out = modulated_tangent(n, u, scale, t_scale, t_shift, unit)
     return modulated(n, scale, shift, unit).to(dtype), t_out.to(dtype)
@@ -80,3 +80,8 @@ def factor(scale: Tensor, unit: bool) -> Tensor:
     """Return s, which multiplies n."""
     scale = scale.to(at_least_float32(scale))
     return 1 + scale if unit else scale
+
+
+def wide_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Return the dtype in which a norm of these is computed."""
+    return at_least_float32(*(x for x in tensors if x is not None))

@@ -3,7 +3,8 @@
 Shapes: x and y ``[G, M, D]``, gate ``[G, 1 or M, D]``; tangents, and cotangents of tangents, with a leading K.
 """
 
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,8 +21,8 @@ class Primals(NamedTuple):
     y: Tensor
 
 
-class NoConstants(NamedTuple):
-    pass
+class Constants(NamedTuple):
+    """There are none."""
 
 
 class Options(NamedTuple):
@@ -32,7 +33,7 @@ class GatedAddFunctions(Functions):
     """Each function runs on the implementation that the options name: ``"aten"`` or ``"triton"``."""
 
     def forward(self, call: Forward) -> tuple[Tensor, ...]:
-        return (_of(call).forward(*call.x),)
+        return (_forward_of(call).forward(*call.x),)
 
     def fake_forward(self, call: Forward) -> tuple[Tensor, ...]:
         return (call.x.x.new_empty(call.x.x.shape, dtype=reference.result_dtype(*call.x)),)
@@ -40,22 +41,22 @@ class GatedAddFunctions(Functions):
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
         (g,), (x, gate, y), (want_x, *wants) = call.g, call.x, call.wants
         if call.has_many:  # (7) of kernels/gate/README.md: the gradients of tangents, with g in place of h
-            *_, d_gate, dy = _of(call).dual_backward(None, g, gate, y, None, None, (False, False), wants)
+            *_, d_gate, dy = _backward_of(call).dual_backward(None, g, gate, y, None, None, (False, False), wants)
         else:
-            d_gate, dy, *_ = _of(call).dual_backward(g, None, gate, y, None, None, wants, (False, False))
-        return _or_absent(g, g.to(x.dtype) if want_x else None, d_gate, dy)
+            d_gate, dy, *_ = _backward_of(call).dual_backward(g, None, gate, y, None, None, wants, (False, False))
+        return or_absent(g, g.to(x.dtype) if want_x else None, d_gate, dy)
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, ...]:
-        return _of(call).dual_forward(*call.x, *call.tangents)
+        return _forward_of(call).dual_forward(*call.x, *call.tangents)
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         (g,), (h,), (x, gate, y), (tx, t_gate, ty) = call.g, call.h, call.x, call.tangents
         (want_x, *wants), (want_tx, *t_wants) = call.wants, call.t_wants
         t_wants = [want and t is not None for want, t in zip(t_wants, (t_gate, ty))]
-        d_gate, dy, d_t_gate, d_ty = _of(call).dual_backward(g, h, gate, y, t_gate, ty, wants, t_wants)
+        d_gate, dy, d_t_gate, d_ty = _backward_of(call).dual_backward(g, h, gate, y, t_gate, ty, wants, t_wants)
         dx = (x.new_zeros(x.shape) if g is None else g.to(x.dtype)) if want_x else None
         d_tx = h.to(x.dtype) if want_tx and tx is not None else None
-        return _or_absent(h, dx, d_gate, dy, d_tx, d_t_gate, d_ty)
+        return or_absent(h, dx, d_gate, dy, d_tx, d_t_gate, d_ty)
 
     def plain(self, call: Forward) -> tuple[Tensor, ...] | None:
         return None if call.options.implementation == "triton" else (aten.forward(*call.x),)
@@ -67,41 +68,30 @@ class GatedAddFunctions(Functions):
         return reference.dual_forward(*call.x, *call.tangents)
 
 
-def _of(call: Any) -> Any:
-    """Return the module of the implementation."""
-    return aten if call.options.implementation == "aten" else _Triton
+def _forward_of(call: Forward | DualForward) -> ModuleType:
+    if call.options.implementation != "triton":
+        return aten
+    from ...kernels.gate import forward  # Triton may be absent
+
+    return forward
 
 
-class _Triton:
-    """The kernels, imported when they are called: Triton may be absent."""
+def _backward_of(call: Backward | DualBackward) -> ModuleType:
+    if call.options.implementation != "triton":
+        return aten
+    from ...kernels.gate import backward
 
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        from ...kernels.gate.forward import forward
-
-        return forward(*args)
-
-    @staticmethod
-    def dual_forward(*args: Any) -> tuple[Tensor, Tensor]:
-        from ...kernels.gate.forward import dual_forward
-
-        return dual_forward(*args)
-
-    @staticmethod
-    def dual_backward(*args: Any) -> tuple[Tensor | None, ...]:
-        from ...kernels.gate.backward import dual_backward
-
-        return dual_backward(*args)
+    return backward
 
 
-def _or_absent(like: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
+def or_absent(like: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(absent(like) if dx is None else dx for dx in grads)
 
 
 OP = TwiceDifferentiable(
     "gated_add",
     x=Primals,
-    constants=NoConstants,
+    constants=Constants,
     options=Options,
     functions=GatedAddFunctions(),
     batching=JoinBatch(),

@@ -9,7 +9,7 @@ def grouped(x: Tensor) -> Tensor:
     """View x ``[B, ..., D]`` as ``[B, M, D]``, ``[M, D]`` and ``[D]`` as one group."""
     if x.ndim == 3:
         return x
-    return x.flatten(1, -2) if x.ndim > 3 else x.reshape(1, -1, x.shape[-1])
+    return x.flatten(1, -2) if x.ndim > 3 else x.reshape(1, x.shape[:-1].numel(), x.shape[-1])
 
 
 def modulation(name: str, m: Tensor, x: Tensor) -> Tensor:
@@ -30,6 +30,13 @@ def modulation(name: str, m: Tensor, x: Tensor) -> Tensor:
     if m.ndim == ndim and all(a in (1, b) for a, b in zip(own[:-1], shape)) and own[-1] == shape[-1]:
         return grouped(m.expand(shape))
     raise ValueError(f"{name} must be {_allowed(shape)}, got shape {tuple(own)}")
+
+
+def layer_wide(name: str, m: Tensor, x: Tensor) -> Tensor:
+    """Check m ``[D]`` and return it ``[G, 1, D]``."""
+    if check_floating(name, m).shape != x.shape[-1:]:
+        raise ValueError(f"{name} must be [{x.shape[-1]}], got shape {tuple(m.shape)}")
+    return modulation(name, m, x)
 
 
 def _allowed(shape: tuple[int, ...]) -> str:
