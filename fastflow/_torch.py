@@ -330,6 +330,7 @@ def native_layer_norm_backward(
 def weight_norm_backward(grad: Tensor, w: Tensor, a: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of w and a for ``a w / ‖w‖`` by rows, by the fused kernel, which cannot be differentiated.
 
-    w: ``[N, D]``; a, norm: ``[N, 1]``, norm in place of ‖w‖. The public weight norm does not take the norm.
+    w: ``[N, D]``; a, norm: ``[N, 1]``, norm in place of ‖w‖. The public weight norm does not take it. On a CPU the
+    kernel reads a strided grad as if it were contiguous (seen in 2.11 and 2.13).
     """
-    return torch.ops.aten._weight_norm_interface_backward(grad, w, a, norm, 0)
+    return torch.ops.aten._weight_norm_interface_backward(grad.contiguous(), w.contiguous(), a, norm, 0)

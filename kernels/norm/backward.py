@@ -201,8 +201,8 @@ def _gradients(
     tile = config(D, backward=True)
     with on_device(x):
         _norm_backward_kernel[(G * num_chunks * (num // inner),)](
-            *operands, mean, rstd, *results, *(strides(y, align) for y in operands), M, chunk, G, num_chunks, inner,
-            D=D, CENTRED=options.centred, UNIT=options.unit, ALIGN=align,
+            *operands, mean.contiguous(), rstd.contiguous(), *results, *(strides(y, align) for y in operands),
+            M, chunk, G, num_chunks, inner, D=D, CENTRED=options.centred, UNIT=options.unit, ALIGN=align,
             SCALE_PER_TOKEN=not {1, 4} & set(shared), SHIFT_PER_TOKEN=not {2, 5} & set(shared),
             ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.num_warps,
         )  # fmt: skip

@@ -38,6 +38,7 @@ def _forward(arch: str, dtype: str, D: int, mode: str, dual: bool) -> CompileCas
     arguments = _tensors(dtype, "x scale shift", names) | _tensors(dtype, "tx t_scale t_shift", names if dual else ())
     outputs = {"out_ptr": _pointer(dtype), "t_out_ptr": _pointer(dtype) if dual else None}
     statistics = {"mean_ptr": "*fp32:16", "rstd_ptr": "*fp32:16", "eps": "fp32"}
+    statistics |= {f"t_{name}_ptr": "*fp32:16" if dual else None for name in ("mean", "rstd")}
     sizes = dict.fromkeys(("num_rows", "group_size", "num_tangents"), "i32")
     return _case("forward", _norm_forward_kernel, arch, dtype, D, mode, dual, arguments | outputs | statistics | sizes)
 

@@ -13,6 +13,7 @@ from ._tile import (
     load_rows,
     load_tangent,
     modulated_tangent,
+    row_mean,
     scaled,
     standardize,
     store_rows,
@@ -26,8 +27,8 @@ UNSPECIALIZED = ["num_rows", "group_size", "num_tangents"]
 def _norm_forward_kernel(
     # inputs, [G, M, D], and tangents, [K, G, M, D]; all but x may be None
     x_ptr, scale_ptr, shift_ptr, tx_ptr, t_scale_ptr, t_shift_ptr,
-    # outputs, contiguous: [G, M, D], [K, G, M, D], [G, M] twice
-    out_ptr, t_out_ptr, mean_ptr, rstd_ptr,
+    # outputs, contiguous: [G, M, D], [K, G, M, D]; statistics [G, M] and their tangents [K, G, M]
+    out_ptr, t_out_ptr, mean_ptr, rstd_ptr, t_mean_ptr, t_rstd_ptr,
     eps,
     # strides
     strides_x, strides_scale, strides_shift, strides_tx, strides_t_scale, strides_t_shift,
@@ -55,39 +56,49 @@ def _norm_forward_kernel(
 
     if t_out_ptr is not None:
         for k in range(num_tangents):
+            t_row = k * num_rows.to(tl.int64) + row
             u = load_tangent(tx_ptr, strides_tx, k, group, token, cols, mask, ALIGN)
+            t_mean, t_rstd = tl.zeros([ROWS, 1], tl.float32), tl.zeros([ROWS, 1], tl.float32)
             if tx_ptr is not None:
+                t_mean, t_rstd = row_mean(u[0], D), -rstd * rstd * row_mean(u[0] * n, D)
                 u = (jacobian_times(u[0], n, rstd, D, CENTRED),)  # (2)
+            tl.store(t_rstd_ptr + t_row[:, None], t_rstd, mask=mask_row[:, None])
+            if CENTRED:
+                tl.store(t_mean_ptr + t_row[:, None], t_mean, mask=mask_row[:, None])
             t_scale = load_tangent(t_scale_ptr, strides_t_scale, k, group, token, cols, mask, ALIGN)
             t_shift = load_tangent(t_shift_ptr, strides_t_shift, k, group, token, cols, mask, ALIGN)
             t_out = modulated_tangent(n, u, factor, t_scale, t_shift)  # (4)
-            store_rows(t_out_ptr, t_out, k * num_rows.to(tl.int64) + row, cols, mask, D)
+            store_rows(t_out_ptr, t_out, t_row, cols, mask, D)
 
 
 def dual_forward(
     x: Tensor, scale: Tensor | None, shift: Tensor | None,
     tx: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,
     *, eps: float, centred: bool, unit: bool, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """Return out ``[G, M, D]`` and t_out ``[K, G, M, D]`` in dtype, mean and rstd ``[G, M]`` in fp32.
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return out ``[G, M, D]``, t_out ``[K, G, M, D]`` in dtype, mean, rstd ``[G, M]`` and their tangents in fp32.
 
-    t_out is None without tangents; mean is ``[G, 0]`` if the norm does not centre.
+    Without tangents, K is 0. A mean is ``[..., G, 0]`` if the norm does not centre.
     """
     G, M, D = x.shape
     num = next((t.shape[0] for t in (tx, t_scale, t_shift) if t is not None), 0)
     out = x.new_empty((G, M, D), dtype=dtype)
-    t_out = x.new_empty((num, G, M, D), dtype=dtype) if num else None
-    mean = x.new_empty((G, M if centred else 0), dtype=torch.float32)
-    rstd = x.new_empty((G, M), dtype=torch.float32)
+    t_out = x.new_empty((num, G, M, D), dtype=dtype)
+    statistics = [
+        x.new_empty((*lead, G, tokens), dtype=torch.float32)
+        for lead in ((), (num,))
+        for tokens in (M if centred else 0, M)
+    ]
+    results = out, t_out, *statistics
     if not x.numel():
-        return out, t_out, mean, rstd
+        return results
     operands = tuple(map(unit_rows, (x, scale, shift, tx, t_scale, t_shift)))
     align = alignment(*operands)
     tile = config(D, backward=False)
     with on_device(x):
         _norm_forward_kernel[(triton.cdiv(G * M, tile.rows),)](
-            *operands, out, t_out, mean, rstd, eps, *(strides(y, align) for y in operands), G * M, M, num,
-            D=D, CENTRED=centred, UNIT=unit, ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns,
+            *operands, *(y if y.numel() else None for y in results), eps, *(strides(y, align) for y in operands),
+            G * M, M, num, D=D, CENTRED=centred, UNIT=unit, ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns,
             num_warps=tile.num_warps,
         )  # fmt: skip
-    return out, t_out, mean, rstd
+    return results
