@@ -51,18 +51,21 @@ def curve(x, KIND: tl.constexpr):
         p = tl.exp(-0.5 * x * x) * _PER_SQRT_TWO_PI
         phi, slope, curvature = x * cumulative, cumulative + x * p, p * (2.0 - x * x)
     else:
+        y = tl.abs(x)
         if KIND == "silu":
-            y, v, dv, m = x, x, 1.0, 2.0
+            v, dv, m = y, 1.0, 2.0
         else:
-            y = tl.minimum(tl.maximum(x, -_SATURATED), _SATURATED)
+            y = tl.minimum(y, _SATURATED)
             square = _CUBIC * y * y
-            v = _SLOPE * y * (1.0 + square)  # (4)
+            v = _SLOPE * y * (1.0 + square)  # (4) at |x|
             dv = _SLOPE * (1.0 + 3.0 * square)
             m = 4.0 * dv - 2.0 * _SLOPE
-        sigma = 1.0 / (1.0 + tl.exp(-v))
-        d = sigma * (1.0 - sigma)
-        phi, slope = x * sigma, sigma + y * dv * d
-        curvature = d * (m + y * dv * dv * (1.0 - 2.0 * sigma))
+        s = 1.0 / (1.0 + tl.exp(v))  # (9)
+        d = s * (1.0 - s)
+        q = s - y * dv * d
+        phi = x * tl.where(x < 0, s, 1.0 - s)
+        slope = tl.where(x < 0, q, 1.0 - q)
+        curvature = d * (m - y * dv * dv * (1.0 - 2.0 * s))
     return phi, slope, curvature
 
 

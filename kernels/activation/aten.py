@@ -5,7 +5,6 @@ in-place operations, so that φ, φ' and φ'' are shared and never held whole. N
 README.md. Shapes: x, b and g alike; h and the tangents tx, tb with a leading K. None is zero, and a b of 1.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,7 +24,7 @@ _aten = torch.ops.aten
 _gelu_backward = _aten.gelu_backward.grad_input  # (y, x) -> y φ'(x)
 _sigmoid_backward = _aten.sigmoid_backward.grad_input  # (y, σ) -> y σ(1 − σ)
 
-_NUM_BUFFERS = 5
+_NUM_BUFFERS = 6
 
 
 class Fused(NamedTuple):
@@ -162,47 +161,62 @@ class Curve(NamedTuple):
 
 
 def _curve(x: Tensor, kind: str, scratch: Tensor, phi: Tensor | None, order: int = 0) -> Curve:
-    """Write φ to phi, if given, and its derivatives up to this order to scratch, where phi may be the first buffer."""
-    sigma, slope, curvature, spare, y = scratch
+    """Write φ to phi, if given, and its derivatives up to this order to scratch; phi may be its first buffer."""
+    sigma, slope, curvature, spare, *_ = scratch
     if kind == "gelu":
-        if phi is not None:
-            _aten.gelu.out(x, out=phi)
         if order >= 1:
             _gelu_backward(spare.fill_(1), x, grad_input=slope)
         if order == 2:
             _gelu_curvature(x, curvature, spare)
+        if phi is not None:
+            _aten.gelu.out(x, out=phi)
         return Curve(phi, slope, curvature)
-    constant = functools.partial(torch.full, (), dtype=x.dtype, device=x.device)
+    if kind == "gelu_tanh" and order == 2:
+        _tanh_derivatives(x, *scratch)
     if kind == "silu":
         torch.sigmoid(x, out=sigma)
-        y = dv = x
-    else:
-        torch.addcmul(constant(SLOPE), x, x, value=SLOPE * CUBIC, out=sigma).mul_(x).sigmoid_()  # (4)
-    if order >= 1 and kind == "gelu_tanh":
-        torch.clamp(x, -SATURATED, SATURATED, out=y)
-        dv = torch.addcmul(constant(SLOPE), y, y, value=3 * SLOPE * CUBIC, out=spare)
-        y = torch.mul(y, dv, out=slope)  # x v'
-    if order == 2:  # (4)
-        torch.add(constant(1.0), sigma, alpha=-2, out=curvature)
-        if kind == "silu":
-            torch.addcmul(constant(2.0), curvature, x, out=curvature)
-        else:
-            torch.addcmul(constant(4.0), curvature, y, out=curvature)
-            torch.addcmul(constant(-2 * SLOPE), curvature, dv, out=curvature)
+    elif order < 2 or phi is not None:
+        torch.addcmul(_constant(SLOPE, x), x, x, value=SLOPE * CUBIC, out=sigma).mul_(x).sigmoid_()  # (4)
+    if kind == "silu" and order == 2:
+        torch.add(_constant(1.0, x), sigma, alpha=-2, out=curvature)  # (4)
+        torch.addcmul(_constant(2.0, x), curvature, x, out=curvature)
         _sigmoid_backward(curvature, sigma, grad_input=curvature)
-    if order >= 1:
-        _sigmoid_backward(y, sigma, grad_input=slope).add_(sigma)
+    if kind == "gelu_tanh" and order == 1:
+        y = torch.clamp(x, -SATURATED, SATURATED, out=spare)
+        torch.addcmul(_constant(SLOPE, x), y, y, value=3 * SLOPE * CUBIC, out=slope).mul_(y)
+        _sigmoid_backward(slope, sigma, grad_input=slope).add_(sigma)
+    if kind == "silu" and order >= 1:
+        _sigmoid_backward(x, sigma, grad_input=slope).add_(sigma)
     if phi is not None:
         torch.mul(x, sigma, out=phi)
     return Curve(phi, slope, curvature)
 
 
+def _tanh_derivatives(
+    x: Tensor, s: Tensor, slope: Tensor, curvature: Tensor, dv: Tensor, y: Tensor, w: Tensor
+) -> None:
+    """Write φ' and φ'' of the tanh form by (9), which is exact where 1 − σ would cancel."""
+    torch.abs(x, out=y).clamp_(max=SATURATED)
+    torch.addcmul(_constant(SLOPE, x), y, y, value=3 * SLOPE * CUBIC, out=dv)
+    torch.mul(y, dv, out=w)
+    torch.addcmul(_constant(-SLOPE, x), y, y, value=-SLOPE * CUBIC, out=s).mul_(y).sigmoid_()
+    t = torch.add(_constant(1.0, x), s, alpha=-2, out=y)  # 1 − 2s
+    _sigmoid_backward(w, s, grad_input=slope).add_(t, alpha=0.5).copysign_(x).add_(0.5)
+    torch.addcmul(_constant(4.0, x), t, w, value=-1, out=curvature)
+    torch.addcmul(_constant(-2 * SLOPE, x), curvature, dv, out=curvature)
+    _sigmoid_backward(curvature, s, grad_input=curvature)
+
+
 def _gelu_curvature(x: Tensor, curvature: Tensor, spare: Tensor) -> Tensor:
     """Write ``p (2 − x²)`` of (3) to curvature, with a power of two, which PyTorch computes faster than exp."""
-    constant = functools.partial(torch.full, (), dtype=x.dtype, device=x.device)
-    log2_e = math.log2(math.e)
-    torch.addcmul(constant(-0.5 * math.log2(2 * math.pi)), x, x, value=-0.5 * log2_e, out=curvature).exp2_()
-    return curvature.mul_(torch.addcmul(constant(2.0), x, x, value=-1, out=spare))
+    peak = _constant(-0.5 * math.log2(2 * math.pi), x)
+    torch.addcmul(peak, x, x, value=-0.5 * math.log2(math.e), out=curvature).exp2_()
+    return curvature.mul_(torch.addcmul(_constant(2.0, x), x, x, value=-1, out=spare))
+
+
+def _constant(value: float, like: Tensor) -> Tensor:
+    """Return a 0-d tensor, as the first operand of a fused multiply-add."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def _sum_of_products(*pairs: tuple[Tensor | None, Tensor | None], out: Tensor) -> Tensor:

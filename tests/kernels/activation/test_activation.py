@@ -205,3 +205,17 @@ def test_kernels_far_from_zero(kind):
     )
     assert torch.equal(dx, (x > 0).float())
     assert torch.equal(dtx[0], (x > 0).float())
+
+
+@pytest.mark.parametrize("kind", reference.KINDS)
+@pytest.mark.parametrize("implementation", ["aten", "triton"])
+def test_derivatives_do_not_cancel_in_the_tails(kind, implementation):
+    functions = aten if implementation == "aten" else triton_functions()
+    x = torch.linspace(-8, 8, 999, device=DEVICE)
+    one = torch.ones_like(x)
+    dx, _, dtx, _ = functions.dual_backward(None, one[None], x, None, one[None], None, kind, (True, False), (True, False))
+    leaf = x.double().requires_grad_()
+    _, slope = reference.dual_forward(leaf, None, one.double()[None], None, kind)
+    (curvature,) = torch.autograd.grad(slope.sum(), leaf)
+    torch.testing.assert_close(dtx.double(), slope.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(dx.double(), curvature, rtol=0, atol=1e-6)
