@@ -1,8 +1,8 @@
 """The gated residual, its tangents and the backward of both, from PyTorch's own kernels.
 
-Shapes: x, y, out and their cotangents ``[G, M, D]``, gate ``[G, 1 or M, D]``; tangents, and cotangents of tangents, with
-a leading K, None for zero. Numbers in comments are the equations of README.md. Every tensor is walked in blocks that fit
-the cache, in float32 at least, and written once.
+Shapes: x, y, out and their cotangents ``[G, M, D]``; gate, scale and shift ``[G, 1 or M, D]``; tangents, and cotangents
+of tangents, with a leading K, None for zero. Numbers in comments are the equations of README.md. Tensors are walked in
+blocks that fit the cache, computed at least in float32 and written once.
 """
 
 from collections.abc import Sequence
@@ -106,9 +106,8 @@ def norm_dual_backward(
     grads: Sequence[Tensor | None] = (None, None, None)
     t_grads = grads
     if h is not None and any(of_norm):
-        grads, t_grads = norm.dual_backward(
-            g, h, total, scale, shift, t_total, t_scale, t_shift, *statistics, wants=of_norm, t_wants=t_of_norm, **options
-        )
+        tensors = (g, h, total, scale, shift, t_total, t_scale, t_shift, *statistics)
+        grads, t_grads = norm.dual_backward(*tensors, wants=of_norm, t_wants=t_of_norm, **options)
     elif h is not None:
         t_grads = norm.backward(h, total, scale, shift, *statistics, wants=t_of_norm, **options)
     elif g is not None and any(of_norm):

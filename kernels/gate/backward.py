@@ -43,17 +43,20 @@ def _gated_add_backward_kernel(
             dy += gate[0] * g  # (3)
         if d_gate_ptr is not None:
             d_gate += y[0] * g  # (4)
-    for k in tl.range(0, num_tangents):
-        h = load_tangent(h_ptr, strides_h, k, group, rows, cols, mask, ALIGN)[0]
-        index = k * num_groups.to(tl.int64) + group
-        if t_gate_ptr is not None:
-            dy += load_tangent(t_gate_ptr, strides_t_gate, k, group, gate_rows, cols, gate_mask, ALIGN)[0] * h  # (3)
-        if ty_ptr is not None:
-            d_gate += load_tangent(ty_ptr, strides_ty, k, group, rows, cols, mask, ALIGN)[0] * h  # (4)
-        if d_ty_ptr is not None:
-            store_rows(d_ty_ptr, gate[0] * h, index * num_rows + rows, cols, mask, D)  # (5)
-        if d_t_gate_ptr is not None:
-            store_gate_gradient(d_t_gate_ptr, y[0] * h, index, pid_m, rows, cols, mask, num_rows, D, BLOCK_M, SHARED)  # (6)
+    if h_ptr is not None:
+        for k in tl.range(0, num_tangents):
+            h = load_tangent(h_ptr, strides_h, k, group, rows, cols, mask, ALIGN)[0]
+            index = k * num_groups.to(tl.int64) + group
+            if t_gate_ptr is not None:
+                t_gate = load_tangent(t_gate_ptr, strides_t_gate, k, group, gate_rows, cols, gate_mask, ALIGN)[0]
+                dy += t_gate * h
+            if ty_ptr is not None:
+                d_gate += load_tangent(ty_ptr, strides_ty, k, group, rows, cols, mask, ALIGN)[0] * h
+            if d_ty_ptr is not None:
+                store_rows(d_ty_ptr, gate[0] * h, index * num_rows + rows, cols, mask, D)  # (5)
+            if d_t_gate_ptr is not None:
+                tile = y[0] * h  # (6)
+                store_gate_gradient(d_t_gate_ptr, tile, index, pid_m, rows, cols, mask, num_rows, D, BLOCK_M, SHARED)
     store_rows(dy_ptr, dy, group * num_rows + rows, cols, mask, D)
     if d_gate_ptr is not None:
         store_gate_gradient(d_gate_ptr, d_gate, group, pid_m, rows, cols, mask, num_rows, D, BLOCK_M, SHARED)

@@ -1,6 +1,9 @@
 """Tiles of the gate kernels, as data, chosen from compiler output (bench/results/compile_report.md); none timed yet."""
 
+from dataclasses import replace
 from typing import NamedTuple
+
+from ..norm import config as norm
 
 
 class Tile(NamedTuple):
@@ -21,3 +24,11 @@ SHORT = Tile(8, 512, 8)
 def tile_for(num_rows: int) -> Tile:
     """Return the tile for groups of this many rows."""
     return LONG if num_rows > 2 * SHORT.block_m else SHORT
+
+
+def norm_tile(width: int, *, backward: bool) -> norm.Config:
+    """Return the norm's tile, with more warps where the gate's tiles would spill."""
+    tile = norm.config(width, backward=backward)
+    if backward and tile.columns >= 2048:
+        return replace(tile, num_warps=min(32, 2 * tile.num_warps))
+    return tile

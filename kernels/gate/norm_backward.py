@@ -25,10 +25,11 @@ from ..norm._tile import (
     store_rows,
     tangent_backward,
 )
-from ..norm.config import config, rows_of_partial
+from ..norm.config import rows_of_partial
 from ..norm.partials import sum_partials
 from ._launch import num_tangents, shared_by_rows
 from ._tile import factor_of, row_or, shared_row, shared_tangent, tangent_or
+from .config import norm_tile
 from .norm_operands import NormOperands
 
 Wants = Sequence[bool]  # of x, gate, y, scale and shift
@@ -107,14 +108,18 @@ def _gated_norm_backward_kernel(
                     t = load_tangent(t_sum_ptr, strides_t_sum, k, group, token, cols, mask, ALIGN)[0]
                     of_scale += h * jacobian_times(t, n, rstd, D, CENTRED)
                 if t_scale_ptr is not None and PRIMAL:
-                    V += h * tangent_or(t_scale_row, t_scale_ptr, strides_t_scale, k, group, token, cols, mask, ALIGN)[0]
+                    V += (
+                        h * tangent_or(t_scale_row, t_scale_ptr, strides_t_scale, k, group, token, cols, mask, ALIGN)[0]
+                    )
                 if d_t_scale_ptr is not None:
                     sum_t_scale = _keep(d_t_scale_ptr, sum_t_scale, h * n, t_row, cols, mask, D, SHARED[1])
                 if d_t_shift_ptr is not None:
                     sum_t_shift = _keep(d_t_shift_ptr, sum_t_shift, h, t_row, cols, mask, D, SHARED[2])
             store_rows(d_tx_ptr, G, t_row, cols, mask, D)
             if t_gate_ptr is not None:
-                dy += tangent_or(t_gate_row, t_gate_ptr, strides_t_gate, k, group, token, cols, mask, ALIGN)[0] * G  # (3)
+                dy += (
+                    tangent_or(t_gate_row, t_gate_ptr, strides_t_gate, k, group, token, cols, mask, ALIGN)[0] * G
+                )  # (3)
             if ty_ptr is not None:
                 of_gate += load_tangent(ty_ptr, strides_ty, k, group, token, cols, mask, ALIGN)[0] * G  # (4)
             if d_ty_ptr is not None:
@@ -166,9 +171,7 @@ def _store_partial(ptr, sums, slot, cols, D: tl.constexpr, SHARED: tl.constexpr)
 Gradients = tuple[Tensor | None, ...]  # of x, gate, y, scale and shift, then of their tangents
 
 
-def norm_dual_backward(
-    operands: NormOperands, *, centred: bool, unit: bool, wants: Wants, t_wants: Wants
-) -> Gradients:
+def norm_dual_backward(operands: NormOperands, *, centred: bool, unit: bool, wants: Wants, t_wants: Wants) -> Gradients:
     """Return the gradients of x, gate, y, scale and shift, then of their tangents, None for those not wanted.
 
     Those of x and its tangent are in the dtype of sum.
@@ -211,10 +214,11 @@ def _gradients(operands: NormOperands, wanted: Wants, *, centred: bool, unit: bo
         return tuple(results)
     inner = 1 if max(shared, default=0) > 4 else K  # tangents of one program
     given = tuple(map(unit_rows, _read(operands, written)))
-    align, tile = alignment(*given), config(D, backward=True)
+    align, tile = alignment(*given), norm_tile(D, backward=True)
     with on_device(operands.sum):
         _gated_norm_backward_kernel[(G * chunks * (K // inner if inner else 1),)](
-            *given, operands.mean, operands.rstd, *written, *(strides(z, align) for z in given), M, chunk, G, chunks, inner,
+            *given, operands.mean, operands.rstd, *written, *(strides(z, align) for z in given),
+            M, chunk, G, chunks, inner,
             D=D, CENTRED=centred, UNIT=unit, PRIMAL=any(wanted[:3]),
             SHARED=shared_by_rows(*likes[:2], *likes[3:5]), SINGLE=K == 1,
             ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.num_warps,
@@ -234,7 +238,7 @@ def _sizes(operands: NormOperands) -> tuple[int, int, int, int]:
 
 def _read(operands: NormOperands, written: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Return the operands that the kernel takes, None for those that no gradient needs."""
-    _, d_gate, dy, d_scale, _, d_tx, d_t_gate, d_ty, *_ = (z is not None for z in written)
+    _, d_gate, dy, d_scale, _, _, d_t_gate, d_ty, *_ = (z is not None for z in written)
     is_primal = any(z is not None for z in written[:3])
     c = operands
     return (

@@ -14,10 +14,9 @@ from torch import Tensor
 from .._common.launch import on_device
 from ..attention._launch import alignment, strides, unit_rows
 from ..norm._tile import jacobian_times, load_rows, load_tangent, modulated_tangent, scaled, standardize, store_rows
-from ..norm.config import config
 from ._launch import num_tangents, shared_by_rows
 from ._tile import factor_of, row_or, shared_row, shared_tangent, tangent_or
-from .config import NORM_ROWS
+from .config import NORM_ROWS, norm_tile
 from .reference import result_dtype
 
 _UNSPECIALIZED = ["group_size", "chunk_size", "num_groups", "num_chunks", "num_tangents"]
@@ -116,7 +115,7 @@ def norm_dual_forward(
     mean, rstd = (x.new_empty((G, n), dtype=torch.float32) for n in (M if centred else 0, M))
     if x.numel():
         operands = tuple(map(unit_rows, (x, gate, y, scale, shift, *tangents)))
-        align, tile = alignment(*operands), config(D, backward=False)
+        align, tile = alignment(*operands), norm_tile(D, backward=False)
         chunk = min(M, NORM_ROWS)
         chunks = triton.cdiv(M, chunk)
         with on_device(x):

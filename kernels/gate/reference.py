@@ -51,7 +51,9 @@ def norm_dual_forward(
     else:
         total, t_total = dual_forward(x, gate, y, tx, t_gate, ty)
     normed, t_normed = norm.dual_forward(total, scale, shift, t_total, t_scale, t_shift, **options)
-    return total, normed, t_normed.new_zeros(t_normed.shape, dtype=total.dtype) if t_total is None else t_total, t_normed
+    if t_total is None:
+        t_total = total.new_zeros(t_normed.shape)
+    return total, normed, t_total, t_normed
 
 
 def result_dtype(*tensors: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from ..._dtypes import autocast_dtype
 from ...kernels.gate import reference
 from ...kernels.norm.config import MAX_WIDTH
 from .._calls import Forward
-from .norm_op import NORM_OP, NormOptions, NormPrimals
+from .norm_op import FUNCTIONS, NORM_OP, NormOptions, NormPrimals
 from .op import OP, Constants, Options, Primals
 from .shapes import grouped, layer_wide, modulation
 
@@ -70,8 +70,8 @@ def gated_add_layer_norm(
 
     Args:
         x, gate, y, backend: as for :func:`gated_add`.
-        weight: ``[D]`` or None for 1; the norm is ``weight∘n + bias`` before the modulation, n having mean 0, variance 1.
-        bias: ``[D]`` or None for 0.
+        weight: ``[D]``, multiplies the norm before the modulation, or None for 1.
+        bias: ``[D]``, added to the norm before the modulation, or None for 0.
         shift: of the shapes that gate may have, or None for 0.
         scale: likewise.
         eps: added to the variance.
@@ -95,7 +95,7 @@ def gated_add_layer_norm(
     options = NormOptions(eps, norm == "layer", unit, _norm_dtype(x, gate, y, scale, shift), implementation)
     primals = NormPrimals(grouped(x), gate_, grouped(y), scale_, shift_)
     if NORM_OP.why_not_compiled() is not None:
-        total, normed = NORM_OP.functions.reference(Forward(primals, Constants(), options))
+        total, normed = FUNCTIONS.reference(Forward(primals, Constants(), options))
     else:
         total, normed = NORM_OP(primals, Constants(), lambda primals, tangents: (primals, tangents, options))
     return (total, normed) if x.ndim == 3 else (total.view(x.shape), normed.view(x.shape))

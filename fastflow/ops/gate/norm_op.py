@@ -1,7 +1,7 @@
 """The gated residual and the norm that follows it as one twice-differentiable op.
 
-``sum = x + gate∘y`` and ``normed = norm(sum)∘s + shift``, s being 1 + scale or scale. Shapes: x and y ``[G, M, D]``; gate,
-scale and shift ``[G, 1 or M, D]``; tangents, and cotangents of tangents, with a leading K.
+``sum = x + gate∘y`` and ``normed = norm(sum)∘s + shift``, s being 1 + scale or scale. Shapes: x and y ``[G, M, D]``;
+gate, scale and shift ``[G, 1 or M, D]``; tangents, and cotangents of tangents, with a leading K.
 """
 
 from types import ModuleType
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._dtypes import at_least_float32
 from ...kernels.gate import aten, reference
 from ...kernels.gate.norm_operands import NormOperands
+from ...kernels.norm.reference import wide_dtype
 from .._batching import JoinBatch
 from .._calls import Backward, DualBackward, DualForward, Forward
 from .._functions import Functions
@@ -50,7 +50,7 @@ class NormOptions(NamedTuple):
     implementation: str
 
 
-_NOTHING = NormPrimals(*[False] * 5)
+_NOTHING = (False,) * 5
 
 
 class GatedNormFunctions(Functions):
@@ -62,7 +62,7 @@ class GatedNormFunctions(Functions):
     def fake_forward(self, call: Forward) -> tuple[Tensor, ...]:
         x, options = call.x.x, call.options
         total = x.new_empty(x.shape, dtype=reference.result_dtype(*call.x[:3]))
-        G, M, wide = x.shape[0], x.shape[1], at_least_float32(total)
+        G, M, wide = x.shape[0], x.shape[1], wide_dtype(total, call.x.scale, call.x.shift)
         statistics = (x.new_empty((G, n), dtype=wide) for n in (M if options.centred else 0, M))
         return total, x.new_empty(x.shape, dtype=getattr(torch, options.dtype)), *statistics
 
@@ -95,7 +95,7 @@ def _gradients(
     x, gate, y, scale, shift = call.x
     wants = [want and z is not None for want, z in zip(wants, call.x)]
     t_wants = [want and z is not None for want, z in zip(t_wants, call.x)]
-    operands = NormOperands(*cotangents, call.out.sum, gate, y, scale, shift, *tangents, *call.state)
+    operands = NormOperands._make((*cotangents, call.out.sum, gate, y, scale, shift, *tangents, *call.state))
     options = {"centred": call.options.centred, "unit": call.options.unit}
     grads = list(_backward_of(call).norm_dual_backward(operands, wants=wants, t_wants=t_wants, **options))
     for i in (0, 5):
@@ -124,6 +124,7 @@ def _backward_of(call: Backward | DualBackward) -> ModuleType:
     return norm_backward
 
 
+FUNCTIONS = GatedNormFunctions()
 NORM_OP = TwiceDifferentiable(
     "gated_add_norm",
     x=NormPrimals,
@@ -132,7 +133,7 @@ NORM_OP = TwiceDifferentiable(
     kept=("sum",),
     constants=Constants,
     options=NormOptions,
-    functions=GatedNormFunctions(),
+    functions=FUNCTIONS,
     batching=JoinBatch(),
     instead="x + gate * y and a norm written out",
 )

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
 
 import fastflow as ff
 from tests.compare import DEVICE, assert_close, tensors

@@ -12,6 +12,7 @@ from tests.compare import DEVICE, assert_close, math_layer_norm, tensors
 from tests.modes import MODES, Problem
 
 B, N, D, K = 2, 3, 4, 3
+FEWER = [mode for mode in MODES if not mode.startswith(("hessian", "jacobian"))]
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -43,9 +44,15 @@ def fused(x: Tensor, gate: Tensor, y: Tensor, *modulation: Tensor, uses: str = "
     return combined(*ff.gated_add_layer_norm(x, gate, y, scale=scale, shift=shift, **options), uses)
 
 
-def spelled_out(x: Tensor, gate: Tensor, y: Tensor, *modulation: Tensor, uses: str = "both", norm: str = "layer") -> Tensor:
+def spelled_out(
+    x: Tensor, gate: Tensor, y: Tensor, *modulation: Tensor, uses: str = "both", norm: str = "layer"
+) -> Tensor:
     total = x + gate * y
-    n = math_layer_norm(total, (D,), eps=1e-6) if norm == "layer" else total / (total.square().mean(-1, True) + 1e-6).sqrt()
+    n = (
+        math_layer_norm(total, (D,), eps=1e-6)
+        if norm == "layer"
+        else total / (total.square().mean(-1, True) + 1e-6).sqrt()
+    )
     return combined(total, n * (1 + modulation[0]) + modulation[1] if modulation else n, uses)
 
 
@@ -66,3 +73,26 @@ def compare(mode: str, p: Problem, **options: Any) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_mode(mode: str, case: str) -> None:
     compare(mode, problem(case))
+
+
+@pytest.mark.parametrize("mode", FEWER)
+def test_mode_of_the_sum_alone(mode: str) -> None:
+    """The cotangents of the norm are absent."""
+    check(*(MODES[mode](*problem().at((0, 1, 2), functools.partial(f, uses="sum"))) for f in (fused, spelled_out)))
+
+
+@pytest.mark.parametrize("mode", FEWER)
+def test_mode_of_the_norm_alone(mode: str) -> None:
+    compare(mode, problem(), uses="normed")
+
+
+@pytest.mark.parametrize("mode", FEWER)
+def test_mode_of_rms_norm(mode: str) -> None:
+    compare(mode, problem(), norm="rms")
+
+
+@pytest.mark.parametrize("positions", [(0,), (1,), (4,), (0, 2), (2, 3)], ids=str)
+@pytest.mark.parametrize("mode", FEWER)
+def test_mode_of_some_inputs(mode: str, positions: tuple[int, ...]) -> None:
+    """Subsets of missing tangents and of unwanted gradients."""
+    check(*(MODES[mode](*problem().at(positions, f)) for f in (fused, spelled_out)))
