@@ -345,6 +345,10 @@ def test_weight_norm_backward():
     norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
     expected = torch.autograd.grad(a * w / norm, (w, a), g)
     torch.testing.assert_close(_torch.weight_norm_backward(g, w, a, norm), expected)
+def test_own_linear():
+    w, b = torch.randn(4, 3), torch.randn(4)
+    torch.testing.assert_close(_torch.own_linear(X, w, b), X @ w.mT + b)
+    torch.testing.assert_close(_torch.own_linear(X, w, None), X @ w.mT)
 
 
 def test_innermost_is_jvp():

@@ -49,9 +49,7 @@ class JoinRows(JoinBatch):
         if _has_any((*at.x[1:], *at.tangents[1:])) or any((*wanted[1:], *t_wanted[1:])):
             return super().dual_backward(call, layout, info, dims, flat)
         size = info.batch_size
-        groups = {
-            name: _joined(getattr(old, name), getattr(at, name), size) for name in ("g", "h", "x", "tangents")
-        }
+        groups = {name: _joined(getattr(old, name), getattr(at, name), size) for name in ("g", "h", "x", "tangents")}
         axes = [1 if wanted[0] else None, None, None, 2 if t_wanted[0] else None, None, None]
         return _split(call(*layout.flatten(old._replace(**groups))), axes, size)
 
