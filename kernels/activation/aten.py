@@ -62,7 +62,9 @@ def backward(g: Tensor, x: Tensor, b: Tensor | None, kind: str, wants: Sequence[
     return (dx, db) if many is g else (_first(dx), _first(db))
 
 
-def dual_forward(x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+def dual_forward(
+    x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str
+) -> tuple[Tensor, Tensor]:
     """Return out and its tangents, ``[K, ...]``."""
     if b is None and tx is not None and len(tx) == 1 and kind in _FUSED:
         t_out = _FUSED[kind].backward(tx.squeeze(0), x)
@@ -129,7 +131,9 @@ def _gradients(
     return dx, db, dtx, dtb
 
 
-def _gelu_gradients(g: Tensor | None, h: Tensor, x: Tensor, tx: Tensor | None, wants_x: bool, wants_tx: bool) -> Four:
+def _gelu_gradients(
+    g: Tensor | None, h: Tensor, x: Tensor, tx: Tensor | None, wants_x: bool, wants_tx: bool
+) -> Four:
     """Compute :func:`dual_backward` of the exact GELU for K = 1.
 
     The fused pass runs on whole tensors: it has a fixed cost per call, which blocks would pay again and again.
@@ -188,7 +192,9 @@ def _curve(x: Tensor, kind: str, scratch: Tensor, phi: Tensor | None, order: int
     return Curve(phi, slope, curvature)
 
 
-def _tanh_derivatives(x: Tensor, s: Tensor, slope: Tensor, curvature: Tensor, dv: Tensor, y: Tensor, w: Tensor) -> None:
+def _tanh_derivatives(
+    x: Tensor, s: Tensor, slope: Tensor, curvature: Tensor, dv: Tensor, y: Tensor, w: Tensor
+) -> None:
     """Write φ' and φ'' of the tanh form by (9), which is exact where 1 − σ would cancel."""
     torch.abs(x, out=y).clamp_(max=SATURATED)
     torch.addcmul(_constant(SLOPE, x), y, y, value=3 * SLOPE * CUBIC, out=dv)

@@ -46,7 +46,9 @@ def forward(x: Tensor, b: Tensor | None, kind: str) -> Tensor:
     return out
 
 
-def dual_forward(x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+def dual_forward(
+    x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str
+) -> tuple[Tensor, Tensor]:
     """Return out and its tangents, ``[K, ...]``."""
     given = tb if tx is None else tx
     assert given is not None

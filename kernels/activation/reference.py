@@ -23,7 +23,9 @@ def forward(x: Tensor, b: Tensor | None, kind: str) -> Tensor:
     return (phi if b is None else phi * b).to(x.dtype)  # (1)
 
 
-def dual_forward(x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+def dual_forward(
+    x: Tensor, b: Tensor | None, tx: Tensor | None, tb: Tensor | None, kind: str
+) -> tuple[Tensor, Tensor]:
     """Return out and its tangents, ``[K, ...]``."""
     phi, slope = _curve(x.to(at_least_float32(x)), kind)
     out = phi if b is None else phi * b

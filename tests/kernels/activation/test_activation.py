@@ -200,7 +200,9 @@ def test_kernels_far_from_zero(kind):
     functions = triton_functions()
     x = torch.tensor([-3e18, -1e13, -1000.0, 1000.0, 1e13, 3e18], device=DEVICE)
     g = torch.ones_like(x)
-    dx, _, dtx, _ = functions.dual_backward(g, g[None], x, None, g[None], None, kind, (True, False), (True, False))
+    dx, _, dtx, _ = functions.dual_backward(
+        g, g[None], x, None, g[None], None, kind, (True, False), (True, False)
+    )
     assert torch.equal(dx, (x > 0).float())
     assert torch.equal(dtx[0], (x > 0).float())
 
@@ -211,9 +213,7 @@ def test_derivatives_do_not_cancel_in_the_tails(kind, implementation):
     functions = aten if implementation == "aten" else triton_functions()
     x = torch.linspace(-8, 8, 999, device=DEVICE)
     one = torch.ones_like(x)
-    dx, _, dtx, _ = functions.dual_backward(
-        None, one[None], x, None, one[None], None, kind, (True, False), (True, False)
-    )
+    dx, _, dtx, _ = functions.dual_backward(None, one[None], x, None, one[None], None, kind, (True, False), (True, False))
     leaf = x.double().requires_grad_()
     _, slope = reference.dual_forward(leaf, None, one.double()[None], None, kind)
     (curvature,) = torch.autograd.grad(slope.sum(), leaf)
