@@ -22,6 +22,7 @@ from .ops.norm import rms_norm as rms_norm
 from .ops.random import GaussianNoise as GaussianNoise
 from .ops.replace import replace_ops as replace_ops
 from .ops.replace import replace_sdpa as replace_sdpa
+from .ops.rope import rope as rope
 from .paths import PathSample as PathSample
 from .sampling import Likelihood as Likelihood
 from .sampling import classifier_free_guidance as classifier_free_guidance

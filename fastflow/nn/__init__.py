@@ -3,3 +3,4 @@
 from .dit import DiT as DiT
 from .embeddings import rope_table as rope_table
 from .mlp import VelocityMLP as VelocityMLP
+from .rope import rope_table as rope_table
