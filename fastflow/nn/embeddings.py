@@ -10,6 +10,7 @@ from .._dtypes import at_least_float32
 from ..ops.activation import silu
 from ..ops.rope import rope
 from .linear import Linear
+from .rope import rope_table
 
 _MAX_PERIOD = 10_000.0
 
@@ -78,32 +79,3 @@ def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [axis.flatten()[:, None] * omega for axis in (row, column)]  # 2 x [H W, D / 4]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
-
-
-def rope_table(sizes: Sequence[int], dim: int) -> tuple[Tensor, Tensor]:
-    """Return ``cos(ω p)`` and ``sin(ω p)`` of every position p of a grid, for :func:`fastflow.rope`.
-
-    Each axis of the grid rotates an equal share of the dim channels, the first axis the first pairs, with frequencies
-    ω from 1 down to about 1/10,000. Positions are in row-major order, as ``x.flatten()`` numbers them.
-
-    Args:
-        sizes: lengths of the grid's axes: ``(N,)``, ``(height, width)`` or ``(frames, height, width)``.
-        dim: channels to rotate, a multiple of twice the number of axes; those of a head beyond them stay as they are.
-
-    Returns:
-        Two float32 tensors, ``[prod(sizes), dim / 2]``.
-
-    Raises:
-        ValueError: sizes is empty or not positive, or dim is not such a multiple.
-
-    Source: Su et al., RoFormer (2104.09864); an axis at a time as in Fang et al., EVA-02 (2303.11331).
-    """
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes must be one or more positive lengths, got {tuple(sizes)}")
-    if dim < 1 or dim % (2 * len(sizes)):
-        raise ValueError(f"dim must be a multiple of {2 * len(sizes)} for {len(sizes)} axes, got {dim}")
-    num = dim // (2 * len(sizes))
-    omega = _MAX_PERIOD ** (-torch.arange(num, dtype=torch.float64) / num)
-    grid = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
-    angle = torch.cat([axis.flatten()[:, None] * omega for axis in grid], dim=1)
-    return angle.cos().float(), angle.sin().float()

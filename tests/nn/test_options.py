@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 
-from fastflow.nn import DiT, rope_table
+from fastflow.nn import DiT
 from tests.compare import assert_close
 
 from .plain import plain_dit
@@ -160,29 +160,12 @@ def test_exact_numbers_of_parameters() -> None:
         assert sizes[1] == pytest.approx(count, rel=1e-3)
 
 
-@pytest.mark.parametrize("sizes", [(7,), (3, 4), (2, 3, 4)])
-def test_rope_table_turns_each_axis_by_its_position(sizes: tuple[int, ...]) -> None:
-    dim = 12
-    cos, sin = rope_table(sizes, dim)
-    num = dim // 2 // len(sizes)
-    positions = torch.cartesian_prod(*map(torch.arange, sizes)).reshape(-1, len(sizes))
-    for axis, position in enumerate(positions.unbind(1)):
-        for j in range(num):
-            angle = position.double() * 10_000.0 ** (-j / num)
-            assert_close(cos[:, axis * num + j], angle.cos(), 1e-7)
-            assert_close(sin[:, axis * num + j], angle.sin(), 1e-7)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: small_dit(norm="batch"), "norm must be one of 'layer', 'rms', got 'batch'"),
         (lambda: small_dit(mlp="relu"), "mlp must be one of 'gelu', 'swiglu', got 'relu'"),
         (lambda: small_dit(rope=True, hidden_size=24, num_heads=4), r"rope needs .* multiple of 4, got 24 / 4 = 6"),
-        (lambda: rope_table((4, 4), 6), "dim must be a multiple of 4 for 2 axes, got 6"),
-        (lambda: rope_table((4,), 3), "dim must be a multiple of 2 for 1 axes, got 3"),
-        (lambda: rope_table((), 4), r"sizes must be one or more positive lengths, got \(\)"),
-        (lambda: rope_table((4, 0), 4), r"sizes must be one or more positive lengths, got \(4, 0\)"),
     ],
 )
 def test_bad_options_are_named(call: Callable[[], object], message: str) -> None:
