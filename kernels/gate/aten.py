@@ -78,7 +78,7 @@ def norm_dual_forward(
     tx: Tensor | None, t_gate: Tensor | None, ty: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return sum, normed, t_sum and t_normed ``[K, ...]``, mean and rstd."""
+    """Return sum, normed, t_sum and t_normed ``[K, ...]``, mean, rstd and their tangents."""
     if tx is None and t_gate is None and ty is None:
         total, t_total = forward(x, gate, y), None
     else:
@@ -96,7 +96,8 @@ def norm_dual_backward(
 
     Those of x and its tangent are at least in float32, or cotangents themselves. options: those of the norm's backward.
     """
-    g_sum, g, h_sum, h, total, gate, y, scale, shift, t_total, t_gate, ty, t_scale, t_shift, *statistics = operands
+    g_sum, g, h_sum, h, total, gate, y, scale, shift, t_total, t_gate, ty, t_scale, t_shift, *rest = operands
+    *statistics, t_rstd = rest
     (want_x, *of_gate, want_scale, want_shift), (want_tx, *t_of_gate, want_t_scale, want_t_shift) = wants, t_wants
     of_sum = want_x or any(of_gate)
     of_t_sum = want_tx or any(t_of_gate) or (of_gate[0] and ty is not None) or (of_gate[1] and t_gate is not None)
@@ -106,7 +107,7 @@ def norm_dual_backward(
     grads: Sequence[Tensor | None] = (None, None, None)
     t_grads = grads
     if h is not None and any(of_norm):
-        tensors = (g, h, total, scale, shift, t_total, t_scale, t_shift, *statistics)
+        tensors = (g, h, total, scale, shift, t_total, t_scale, t_shift, *statistics, t_rstd)
         grads, t_grads = norm.dual_backward(*tensors, wants=of_norm, t_wants=t_of_norm, **options)
     elif h is not None:
         t_grads = norm.backward(h, total, scale, shift, *statistics, wants=t_of_norm, **options)

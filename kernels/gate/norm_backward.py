@@ -96,17 +96,17 @@ def _gated_norm_backward_kernel(
             if h_ptr is not None:
                 h = load_tangent(h_ptr, strides_h, k, group, token, cols, mask, ALIGN)[0]
                 H = scaled(h, factor)
-                if t_sum_ptr is not None and PRIMAL:
+                if t_sum_ptr is not None:
                     t = load_tangent(t_sum_ptr, strides_t_sum, k, group, token, cols, mask, ALIGN)[0]
-                    dt, terms, f_k = tangent_backward(H, t, n, rstd, D, CENTRED)
-                    G += dt
-                    V += terms  # (N6)
-                    f += f_k  # (N7)
-                else:
+                    if d_scale_ptr is not None:
+                        of_scale += h * jacobian_times(t, n, rstd, D, CENTRED)  # (N9)
+                    if PRIMAL:
+                        dt, terms, f_k = tangent_backward(H, t, n, rstd, D, CENTRED)
+                        G += dt
+                        V += terms  # (N6)
+                        f += f_k  # (N7)
+                if t_sum_ptr is None or not PRIMAL:
                     G += jacobian_times(H, n, rstd, D, CENTRED)
-                if d_scale_ptr is not None and t_sum_ptr is not None:
-                    t = load_tangent(t_sum_ptr, strides_t_sum, k, group, token, cols, mask, ALIGN)[0]
-                    of_scale += h * jacobian_times(t, n, rstd, D, CENTRED)
                 if t_scale_ptr is not None and PRIMAL:
                     V += (
                         h * tangent_or(t_scale_row, t_scale_ptr, strides_t_scale, k, group, token, cols, mask, ALIGN)[0]
@@ -217,7 +217,8 @@ def _gradients(operands: NormOperands, wanted: Wants, *, centred: bool, unit: bo
     align, tile = alignment(*given), norm_tile(D, backward=True)
     with on_device(operands.sum):
         _gated_norm_backward_kernel[(G * chunks * (K // inner if inner else 1),)](
-            *given, operands.mean, operands.rstd, *written, *(strides(z, align) for z in given),
+            *given, operands.mean.contiguous(), operands.rstd.contiguous(), *written,
+            *(strides(z, align) for z in given),
             M, chunk, G, chunks, inner,
             D=D, CENTRED=centred, UNIT=unit, PRIMAL=any(wanted[:3]),
             SHARED=shared_by_rows(*likes[:2], *likes[3:5]), SINGLE=K == 1,

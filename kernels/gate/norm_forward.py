@@ -93,8 +93,8 @@ def norm_forward(
     x: Tensor, gate: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, **options: Any
 ) -> tuple[Tensor, ...]:
     """Return sum, normed, mean and rstd; see :func:`norm_dual_forward`."""
-    total, normed, _, _, *statistics = norm_dual_forward(x, gate, y, scale, shift, *[None] * 5, **options)
-    return total, normed, *statistics
+    total, normed, _, _, mean, rstd, *_ = norm_dual_forward(x, gate, y, scale, shift, *[None] * 5, **options)
+    return total, normed, mean, rstd
 
 
 def norm_dual_forward(
@@ -102,9 +102,10 @@ def norm_dual_forward(
     tx: Tensor | None, t_gate: Tensor | None, ty: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,
     *, eps: float, centred: bool, unit: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return sum, normed, t_sum and t_normed ``[K, ...]``, mean and rstd ``[G, M]`` in fp32; K is 0 without tangents.
+    """Return sum, normed, t_sum and t_normed ``[K, ...]``, mean and rstd ``[G, M]`` in fp32, and ``[K, G, M]`` twice.
 
-    normed is in dtype, sum in the one that PyTorch promotes x, gate and y to. mean is ``[G, 0]`` if not centred.
+    The last are zeros in place of the tangents of mean and rstd, which the backward computes again. Without tangents, K
+    is 0. normed is in dtype, sum in the one that PyTorch promotes x, gate and y to. mean is ``[G, 0]`` if not centred.
     """
     G, M, D = x.shape
     tangents = tx, t_gate, ty, t_scale, t_shift
@@ -125,4 +126,4 @@ def norm_dual_forward(
                 D=D, CENTRED=centred, UNIT=unit, SHARED=shared_by_rows(x, gate, scale, shift), SINGLE=K == 1,
                 ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.num_warps,
             )  # fmt: skip
-    return total, normed, t_total, t_normed, mean, rstd
+    return total, normed, t_total, t_normed, mean, rstd, *(z.new_zeros((K, *z.shape)) for z in (mean, rstd))

@@ -27,3 +27,4 @@ class NormOperands(NamedTuple):
     t_shift: Tensor | None
     mean: Tensor  # [G, M], or [G, 0] if the norm does not centre
     rstd: Tensor  # [G, M]
+    t_rstd: Tensor | None  # [K, G, M], which the kernels compute again

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ... import _backend
-from ..._checks import check_choice, check_floating, check_like, check_number
+from ..._checks import check_choice, check_floating, check_like, check_number, check_recording
 from ..._dtypes import autocast_dtype
 from ...kernels.gate import reference
 from ...kernels.norm.config import MAX_WIDTH
 from .._calls import Forward
+from .._tangents import complete_tangents
 from .norm_op import FUNCTIONS, NORM_OP, NormOptions, NormPrimals
 from .op import OP, Constants, Options, Primals
 from .shapes import grouped, layer_wide, modulation
@@ -40,12 +41,13 @@ def gated_add(x: Tensor, gate: Tensor, y: Tensor, *, backend: str = "auto") -> T
     Source: adaLN-zero, Peebles and Xie (2212.09748), section 3.2; LayerScale, Touvron et al. (2103.17239), eq. 2. The
     derivatives are derived in ``kernels/gate/README.md``.
     """
+    check_recording()
     _check_stream(x, y)
     gate_ = modulation("gate", gate, x)
     options = Options(_implementation(backend, "gated_add", x, gate, y))
     x_, y_ = grouped(x), grouped(y)
     if OP.why_not_compiled() is not None:
-        out = reference.forward(x_, gate_, y_)
+        out = reference.forward(*complete_tangents(x_, gate_, y_))
     else:
         out = OP(Primals(x_, gate_, y_), Constants(), lambda primals, tangents: (primals, tangents, options)).out
     return out if x.ndim == 3 else out.view(x.shape)
@@ -85,16 +87,18 @@ def gated_add_layer_norm(
 
     Source: as :func:`gated_add`, Ba et al. (1607.06450), Zhang and Sennrich (1910.07467).
     """
+    check_recording()
     _check_stream(x, y)
     check_choice("norm", norm, ("layer", "rms"))
-    if (eps := check_number("eps", eps)) < 0:
+    if (eps := eps if type(eps) is float else check_number("eps", eps)) < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     gate_ = modulation("gate", gate, x)
     scale_, shift_, unit = _affine(weight, bias, scale, shift, x)
     implementation = _implementation(backend, "gated_add_layer_norm", x, gate, y)
     options = NormOptions(eps, norm == "layer", unit, _norm_dtype(x, gate, y, scale, shift), implementation)
     primals = NormPrimals(grouped(x), gate_, grouped(y), scale_, shift_)
-    if NORM_OP.why_not_compiled() is not None:
+    if NORM_OP.why_not_compiled() is not None or (not torch.compiler.is_compiling() and x.numel() == 0):
+        primals = NormPrimals(*complete_tangents(*primals))
         total, normed = FUNCTIONS.reference(Forward(primals, Constants(), options))
     else:
         total, normed = NORM_OP(primals, Constants(), lambda primals, tangents: (primals, tangents, options))

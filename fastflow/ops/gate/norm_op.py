@@ -34,7 +34,7 @@ class NormOutputs(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of the rows of sum. The backward computes their tangents from sum's and reads none."""
+    """Of the rows of sum, in a wide dtype. The kernels return zeros for their tangents, which they do not read."""
 
     mean: Tensor  # [G, M], or [G, 0] if the norm does not centre
     rstd: Tensor  # [G, M]
@@ -73,13 +73,12 @@ class GatedNormFunctions(Functions):
         return _gradients(call, (None, None, *call.g), _NOTHING, call.wants)[5:]
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, ...]:
-        *results, mean, rstd = _forward_of(call).norm_dual_forward(*call.x, *call.tangents, **_forward_options(call))
-        return *results, mean, rstd, *(z.new_zeros((results[2].shape[0], *z.shape)) for z in (mean, rstd))
+        return _forward_of(call).norm_dual_forward(*call.x, *call.tangents, **_forward_options(call))
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         t_wants = [want and t is not None for want, t in zip(call.t_wants, call.tangents)]
         t_sum = None if all(t is None for t in call.tangents[:3]) else call.t_out.sum
-        return _gradients(call, (*call.g, *call.h), call.wants, t_wants, (t_sum, *call.tangents[1:]))
+        return _gradients(call, (*call.g, *call.h), call.wants, t_wants, (t_sum, *call.tangents[1:]), call.t_state.rstd)
 
     def reference(self, call: Forward) -> tuple[Tensor, ...]:
         return reference.norm_forward(*call.x, **_forward_options(call))
@@ -89,13 +88,18 @@ class GatedNormFunctions(Functions):
 
 
 def _gradients(
-    call: Backward | DualBackward, cotangents: Any, wants: Any, t_wants: Any, tangents: Any = (None,) * 5
+    call: Backward | DualBackward,
+    cotangents: Any,
+    wants: Any,
+    t_wants: Any,
+    tangents: Any = (None,) * 5,
+    t_rstd: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of x and of its tangents, :func:`absent` for those not wanted."""
     x, gate, y, scale, shift = call.x
     wants = [want and z is not None for want, z in zip(wants, call.x)]
     t_wants = [want and z is not None for want, z in zip(t_wants, call.x)]
-    operands = NormOperands._make((*cotangents, call.out.sum, gate, y, scale, shift, *tangents, *call.state))
+    operands = NormOperands._make((*cotangents, call.out.sum, gate, y, scale, shift, *tangents, *call.state, t_rstd))
     options = {"centred": call.options.centred, "unit": call.options.unit}
     grads = list(_backward_of(call).norm_dual_backward(operands, wants=wants, t_wants=t_wants, **options))
     for i in (0, 5):

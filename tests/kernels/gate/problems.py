@@ -1,4 +1,4 @@
-"""Operands, tangents and cotangents of the gate's functions, drawn anew for each shape, and their oracle by autograd."""
+"""Operands, tangents and cotangents of the gate's functions, and their oracle by autograd."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,9 +22,9 @@ def oracle(
     dual_forward: Callable[..., Sequence[Tensor]], x: Sequence[Any], tangents: Sequence[Any], cotangents: Sequence[Any]
 ) -> tuple[list[Tensor], list[Any]]:
     """Return the outputs in float64, and the gradients of x and of the tangents for the cotangents; None is zero."""
-    given = [None if t is None else t.double().requires_grad_() for t in (*x, *tangents)]
+    given = [None if t is None else t.detach().double().clone().requires_grad_() for t in (*x, *tangents)]
     outputs = dual_forward(*given)
-    pairs = [(y, c.double()) for y, c in zip(outputs, cotangents) if c is not None]
+    pairs = [(y, c.double()) for y, c in zip(outputs, cotangents) if c is not None and y.requires_grad]
     leaves = [t for t in given if t is not None]
     ys, cs = zip(*pairs)
     grads = iter(torch.autograd.grad(ys, leaves, cs, materialize_grads=True))

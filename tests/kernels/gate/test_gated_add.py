@@ -105,9 +105,10 @@ def test_mixed_dtypes(implementation):
 def test_nothing_in_gives_nothing_out(implementation):
     x, gate = draw([(2, 0, 5), (2, 1, 5)], torch.float32)
     out, t_out = implementation.dual_forward(x, gate, x, x[None], gate[None], None)
-    assert out.shape == (2, 0, 5) and t_out.shape == (1, 2, 0, 5)
+    assert (out.shape, t_out.shape) == ((2, 0, 5), (1, 2, 0, 5))
     grads = implementation.dual_backward(x, x[None], gate, x, gate[None], None, (True, True), (True, False))
-    assert grads[0].shape == (2, 1, 5) and not grads[0].any() and not grads[2].any() and grads[3] is None
+    assert (grads[0].shape, grads[3]) == ((2, 1, 5), None)
+    assert not any(z.any() for z in grads[:3])
 
 
 def test_sums_over_many_rows_give_the_same_bits_again(implementation):
@@ -115,5 +116,5 @@ def test_sums_over_many_rows_give_the_same_bits_again(implementation):
     first, again = (
         implementation.dual_backward(g, g[None], gate, y, None, None, (True, False), (True, False)) for _ in range(2)
     )
-    assert torch.equal(first[0], again[0]) and torch.equal(first[2], again[2]) and torch.equal(first[0], first[2][0])
+    assert all(torch.equal(a, b) for a, b in ((first[0], again[0]), (first[2], again[2]), (first[0], first[2][0])))
     assert_close(first[0], (g.double() * y.double()).sum(1, keepdim=True), 1e-6)
