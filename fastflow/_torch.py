@@ -21,6 +21,7 @@ from torch.utils import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_LEVELS = 8
+_native_layer_norm, _linear = torch.native_layer_norm, torch._C._nn.linear  # before anything can replace them
 _TRACING = {
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.functional_tensor.FunctionalTensor",
@@ -216,9 +217,17 @@ def own_attention(*args: Any, **kwargs: Any) -> Tensor:
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
 
 
+def native_layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call PyTorch's, also while ``torch`` holds a replacement or a mode would call it; only private API skips modes."""
+    with torch._C.DisableTorchFunction():
+        return _native_layer_norm(x, shape, weight, bias, eps)
+
+
 def own_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Call PyTorch's linear, also while ``torch.nn.functional`` holds a replacement."""
-    return torch._C._nn.linear(x, weight, bias)
+    """Call PyTorch's linear, also while ``torch._C._nn`` holds a replacement."""
+    return _linear(x, weight, bias)
 
 
 def is_batched_grad(x: Tensor) -> bool:
