@@ -16,6 +16,7 @@ from ._batching import JoinBatch
 from ._calls import Backward, DualBackward, Layout
 from ._custom_op import custom_op
 from ._functions import Functions, Group, absent
+from ._tangents import has_tangent
 
 _SUFFIXES = {"forward": "", "backward": "_backward", "dual_forward": "_dual", "dual_backward": "_dual_backward"}
 _NO_CONTEXT: AbstractContextManager[object] = nullcontext()
@@ -37,6 +38,7 @@ class Step:
     compute: Callable[[Any], Any]
     function: Any
     op: Any
+    rule: Callable[..., Any]
 
     def __call__(self, call: Group) -> Any:
         """Call the custom op under torch.compile, else :meth:`run`."""
@@ -44,10 +46,19 @@ class Step:
 
     def run(self, call: Group) -> Any:
         """Call the Function; compute without recording a graph if no derivative can be wanted."""
-        flat = self.layout.flatten(call)
+        return self._run(*self.layout.flatten(call))
+
+    def _run(self, *flat: Any) -> Any:
+        if _torch.transforms()[-1:] == ("Vmap",):
+            return _torch.through_vmap(self._run, self._mapped, flat)
         if _differentiating(flat):
             return _torch.apply(self.function, *flat)
-        return self.compute(call) if _torch.can_skip_dispatcher(*flat) else self.op(*flat)
+        if _torch.can_skip_dispatcher(*flat):
+            return self.compute(self.layout.restore(flat))
+        return self.op(*flat)
+
+    def _mapped(self, call: Callable[..., Any], info: Any, dims: Any, flat: Any) -> Any:
+        return self.rule(call, self.layout, info, dims, flat)
 
     def apply(self, call: Group) -> Any:
         return self.function.apply(*self.layout.flatten(call))
@@ -76,7 +87,7 @@ def registered(
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
     function.forward = staticmethod(forward)
-    function.backward = staticmethod(maps_batched_grads(function.backward))
+    function.backward = staticmethod(maps_batched_grads(function.backward, takes_many=role == "forward"))
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
     def flops(*shapes: Any, **_: Any) -> int:
@@ -87,7 +98,7 @@ def registered(
     custom.register_fake(lambda *flat: _fake(fake, layout.restore(flat)))
     custom.register_autograd(op_backward or function.backward, setup_context=function.setup_context)
     custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
-    return Step(layout, compute, function, custom)
+    return Step(layout, compute, function, custom, rule)
 
 
 def keep(ctx: Any, step: Step, backward_call: Group) -> None:
@@ -105,8 +116,12 @@ def kept(ctx: Any, step: Step) -> Any:
 
 def _differentiating(args: Sequence[Any]) -> bool:
     """Return True if a derivative of a function of args could be wanted, or the function could be mapped."""
-    recording = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
-    return recording or _torch.forward_mode_active() or _torch.inside_transform()
+    if _torch.inside_transform():
+        return True
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    return _torch.forward_mode_active() and has_tangent(*tensors)
 
 
 def _wanted(call: Any, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
