@@ -16,7 +16,6 @@ from ._batching import JoinBatch
 from ._calls import Backward, DualBackward, Layout
 from ._custom_op import custom_op
 from ._functions import Functions, Group, absent
-from ._tangents import has_tangent
 
 _SUFFIXES = {"forward": "", "backward": "_backward", "dual_forward": "_dual", "dual_backward": "_dual_backward"}
 _NO_CONTEXT: AbstractContextManager[object] = nullcontext()
@@ -32,11 +31,16 @@ class Op(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One of the four functions of an op."""
+    """One of the four functions of an op.
+
+    function: works everywhere; at_base: the same without flat arguments, for plain tensors outside of transforms.
+    rule: the vmap rule, of :class:`JoinBatch`.
+    """
 
     layout: Layout[Any]
     compute: Callable[[Any], Any]
     function: Any
+    at_base: Any
     op: Any
     rule: Callable[..., Any]
 
@@ -46,18 +50,18 @@ class Step:
 
     def run(self, call: Group) -> Any:
         """Call the Function; compute without recording a graph if no derivative can be wanted."""
-        return self._run(*self.layout.flatten(call))
+        flat = self.layout.flatten(call)
+        tensors = flat[: self.layout.num_tensors]
+        if not _torch.can_skip_dispatcher(*tensors):
+            if _torch.transforms()[-1:] == ("Vmap",):
+                return _torch.through_vmap(self._run_flat, self._map, flat)
+            return self.function.apply(*flat) if _differentiating(tensors) else self.op(*flat)
+        return _torch.apply(self.at_base, *tensors, call) if _differentiating(tensors) else self.compute(call)
 
-    def _run(self, *flat: Any) -> Any:
-        if _torch.transforms()[-1:] == ("Vmap",):
-            return _torch.through_vmap(self._run, self._mapped, flat)
-        if _differentiating(flat):
-            return _torch.apply(self.function, *flat)
-        if _torch.can_skip_dispatcher(*flat):
-            return self.compute(self.layout.restore(flat))
-        return self.op(*flat)
+    def _run_flat(self, *flat: Any) -> Any:
+        return self.run(self.layout.restore(flat))
 
-    def _mapped(self, call: Callable[..., Any], info: Any, dims: Any, flat: Any) -> Any:
+    def _map(self, call: Callable[..., Any], info: Any, dims: Any, flat: Any) -> Any:
         return self.rule(call, self.layout, info, dims, flat)
 
     def apply(self, call: Group) -> Any:
@@ -79,26 +83,50 @@ def registered(
         with _full_precision(call.x[0]):
             return _wanted(call, implementation(call))
 
+    may_alias = role in ("backward", "dual_backward")
+
+    def fresh(call: Any, flat: Sequence[Any]) -> Any:
+        results = compute(call)
+        return _unaliased(results, flat) if may_alias else results
+
     def forward(*flat: Any) -> Any:
-        if _torch.can_skip_dispatcher(*flat):
-            return _unaliased(compute(layout.restore(flat)), flat)
-        return custom(*flat)
+        return fresh(layout.restore(flat), flat) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        function.keep(ctx, layout.restore(inputs), output)
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
-    function.forward = staticmethod(forward)
+    function.forward, function.setup_context = staticmethod(forward), staticmethod(setup_context)
     function.backward = staticmethod(maps_batched_grads(function.backward, takes_many=role == "forward"))
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
     def flops(*shapes: Any, **_: Any) -> int:
         return op.functions.flops(layout.restore(shapes))
 
+    class AtBase(torch.autograd.Function):
+        """Takes the tensors and then the call that has them."""
+
+        jvp = staticmethod(function.jvp)
+
+        @staticmethod
+        def forward(ctx: Any, *tensors_and_call: Any) -> Any:
+            *tensors, call = tensors_and_call
+            results = fresh(call, tensors)
+            function.keep(ctx, call, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Any) -> Any:
+            return *function.backward(ctx, *cotangents)[: layout.num_tensors], None
+
+    AtBase.__name__ = AtBase.__qualname__ = function.__name__
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
     custom = custom_op(name, schema, flops)(lambda *flat: _unaliased(compute(layout.restore(flat)), flat))
     custom.register_fake(lambda *flat: _fake(fake, layout.restore(flat)))
-    custom.register_autograd(op_backward or function.backward, setup_context=function.setup_context)
+    custom.register_autograd(op_backward or function.backward, setup_context=setup_context)
     custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
-    return Step(layout, compute, function, custom, rule)
+    return Step(layout, compute, function, AtBase, custom, rule)
 
 
 def keep(ctx: Any, step: Step, backward_call: Group) -> None:
@@ -107,21 +135,20 @@ def keep(ctx: Any, step: Step, backward_call: Group) -> None:
     tensors, ctx.options = flat[:num], flat[num:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    if _torch.forward_mode_active():
+        ctx.save_for_forward(*tensors)
 
 
 def kept(ctx: Any, step: Step) -> Any:
     return step.layout.restore((*ctx.saved_tensors, *ctx.options))
 
 
-def _differentiating(args: Sequence[Any]) -> bool:
-    """Return True if a derivative of a function of args could be wanted, or the function could be mapped."""
-    if _torch.inside_transform():
+def _differentiating(tensors: Sequence[Tensor | None]) -> bool:
+    """Return True if a derivative of a function of tensors could be wanted, or the function could be mapped."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return True
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return True
-    return _torch.forward_mode_active() and has_tangent(*tensors)
+    # torch.func.jvp refuses to run inside a bare dual level, so that inside it only wrapped tensors have tangents
+    return _torch.inside_transform() or (_torch.forward_mode_active() and not _torch.inside_jvp())
 
 
 def _wanted(call: Any, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
