@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, overrides
 from torch._C import _functorch
 from torch._functorch import eager_transforms
+from torch._functorch.autograd_function import VmapInfo
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
@@ -170,6 +171,28 @@ def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., t
         return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
 
     return lowered
+
+
+def through_vmap(
+    function: Callable[..., Sequence[Tensor]], rule: Callable[..., Any], args: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """Run ``function(*args)`` by its vmap rule, ``rule(function, info, dims, args)``, below the innermost vmap.
+
+    This is what ``torch.func`` does with an autograd.Function, without its search for defaults and dispatch keys.
+    """
+    interpreter = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+    operands, dims = [], []
+    for x in unwrap_dead_wrappers(tuple(args)):
+        value, dim = _functorch._unwrap_batched(x, level) if isinstance(x, Tensor) else (x, None)
+        operands.append(value)
+        dims.append(dim)
+    with interpreter.lower():
+        if all(dim is None for dim in dims):
+            return tuple(function(*operands))
+        info = VmapInfo(batch_size=interpreter.batch_size(), randomness=interpreter.randomness())
+        results, axes = rule(function, info, tuple(dims), tuple(operands))
+    return tuple(y if axis is None else _functorch._add_batch_dim(y, axis, level) for y, axis in zip(results, axes))
 
 
 def apply(function: Any, *args: Any) -> Any:
