@@ -7,6 +7,7 @@ from bench.report import markdown
 from bench.report.comparison import comparison
 from bench.report.correctness import check_lines
 from bench.report.markdown import decimals, number
+from bench.report.steps import steps_over_plain
 from bench.report.table import SUITES, Table, measured_on
 
 HEAD = ("mode", "shape", "dtype", "implementation", "launch", "ms", "p20 – p80", "× baseline")
@@ -35,7 +36,7 @@ def page(table: Table, checks: Sequence[Row], pictures: Iterable[str]) -> str:
     for op in SUITES:
         if rows := [row for row in table.rows if row["op"] == op and "times_as_fast" in row]:
             lines += _section(op, rows)
-    return _text([*lines, *_slopes(table), *_largest(table.rows)])
+    return _text([*lines, *steps_over_plain(table), *_slopes(table), *_largest(table.rows)])
 
 
 def _text(lines: Iterable[str]) -> str:

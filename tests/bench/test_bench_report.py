@@ -6,6 +6,7 @@ import re
 import pytest
 
 from bench.harness import rows as results
+from bench.harness.case import PLAIN_STEP
 from bench.harness.slope import slope
 from bench.report import build as report
 from bench.report.__main__ import main
@@ -164,7 +165,7 @@ def test_the_readme_tells_how_memory_grows(folder):
 
 
 def test_the_largest_batches_stand_in_the_readme_and_on_the_page(folder):
-    fields = {"op": "largest batch", "mode": "DiT-B/2, TVM", "shape": [4, 32, 32], "images_per_second": 900}
+    fields = {"op": "largest batch", "mode": "DiT-B/2, tangent", "shape": [4, 32, 32], "images_per_second": 900}
     largest = [row(GPU, GPU_JOINT, *way, **fields) for way in (("math", 9.0), ("fastflow", 8.0))]
     for r, batch in zip(largest, (96, 320)):
         r["batch"] = batch
@@ -172,9 +173,21 @@ def test_the_largest_batches_stand_in_the_readme_and_on_the_page(folder):
             del r[name]
         del r["times_as_fast"], r["roof_share"], r["roof_tflops"], r["peak_mb"]  # as test_training.py writes it
     text = readme_for([*pair(GPU, GPU_JOINT), *largest])
-    assert "Largest batch that fits, DiT-B/2, TVM: 96 with math, 320 with fastflow." in text
+    assert "Largest batch that fits, DiT-B/2, tangent: 96 with math, 320 with fastflow." in text
     page = results.path_of(GPU).with_suffix(".md").read_text()
-    assert "| DiT-B/2, TVM | fastflow | 320 | 900 |" in page
+    assert "| DiT-B/2, tangent | fastflow | 320 | 900 |" in page
+
+
+def test_steps_stand_on_the_page_over_the_plain_step_of_their_own_case(folder):
+    step = next(e for e in entries(False) if e.mode == "DiT-S/2, tangent")
+    times = {"PyTorch": 100.0, PLAIN_STEP: 25.0, "fastflow": 60.0}
+    other = {"mode": "DiT-S/2, MeanFlow", "times_as_fast": 1.0}
+    readme_for([*(row(CPU, step, *x) for x in times.items()), row(CPU, step, "fastflow", 1.0, **other)])
+    page = results.path_of(CPU).with_suffix(".md").read_text().partition("over the plain step")[2]
+    size = step.shape[0]
+    assert f"| DiT-S/2, tangent | {size} | PyTorch | 4.00 |" in page
+    assert f"| DiT-S/2, tangent | {size} | fastflow | 2.40 |" in page
+    assert "MeanFlow |" not in page
 
 
 def test_checks_stand_on_the_page(folder):

@@ -1,0 +1,94 @@
+"""PyTorch's own ops in place of fastflow's in a model of ``fastflow.nn``: the baseline of training steps."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.suites.models import math_attention
+from fastflow.ops import _norms
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *,
+    shift: Tensor | None = None, scale: Tensor | None = None, eps: float = 1e-6, written_out: bool = False,
+) -> Tensor:  # fmt: skip
+    """Modulated layer norm of x ``[B, N, D]``; shift, scale: ``[B, D]``, ``[B, 1, D]`` or ``[B, N, D]``.
+
+    written_out: because a gradient through the tangent of ``F.layer_norm`` is silently wrong (pytorch#196700).
+    """
+    y = _norms.layer_norm(x, 1, weight, bias, eps) if written_out else F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    y = y if scale is None else y * (1 + per_token(scale, x))
+    return y if shift is None else y + per_token(shift, x)
+
+
+def per_token(y: Tensor, x: Tensor) -> Tensor:
+    return y.unsqueeze(1) if y.ndim < x.ndim else y
+
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    return x + per_token(gate, x) * y
+
+
+def gated_add_layer_norm(x: Tensor, gate: Tensor, y: Tensor, *args: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    total = gated_add(x, gate, y)
+    return total, layer_norm(total, *args, **keywords)
+
+
+def swiglu(a: Tensor, b: Tensor) -> Tensor:
+    return F.silu(a) * b
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Rotate the pairs of x ``[..., N, D]``; cos, sin: ``[N, R / 2]``."""
+    size = 2 * cos.shape[-1]
+    turned, rest = x[..., :size], x[..., size:]
+    a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
+    pairs = a * cos - b * sin, b * cos + a * sin
+    out = torch.stack(pairs, -1).flatten(-2) if interleaved else torch.cat(pairs, -1)
+    return torch.cat((out, rest), -1) if rest.shape[-1] else out
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "linear": F.linear,
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "gated_add": gated_add,
+    "gated_add_layer_norm": gated_add_layer_norm,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "swiglu": swiglu,
+    "rope": rope,
+}
+
+
+@contextlib.contextmanager
+def pytorch_ops(attention: Callable[..., Tensor] = math_attention, through_tangent: bool = True) -> Iterator[None]:
+    """Run the models of ``fastflow.nn`` on PyTorch's ops and this attention.
+
+    through_tangent: whether a gradient flows through a tangent, which ``F.layer_norm`` does not allow.
+    """
+    norms = {f.__name__: functools.partial(f, written_out=through_tangent) for f in (layer_norm, gated_add_layer_norm)}
+    replacements = {**OPS, **norms, "attention": attention}
+    modules = [module for name, module in sys.modules.items() if f"{name}.".startswith("fastflow.nn.")]
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            for name, replacement in replacements.items():
+                if _is_op(getattr(module, name, None)):
+                    stack.enter_context(mock.patch.object(module, name, replacement))
+        yield
+
+
+def _is_op(value: Any) -> bool:
+    module = getattr(value, "__module__", None) or ""
+    return module.startswith("fastflow.ops.") or (module == "fastflow.nn.norm" and value.__name__ == "layer_norm")
