@@ -9,13 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ._calls import Backward, DualBackward, DualForward, DualSaved, Forward, Layout, Saved
+from ._calls import Backward, DualBackward, DualForward, Forward, Layout
 
 Dims = Sequence[int | None]
 Mapped = tuple[tuple[Any, ...], tuple[int | None, ...]]
-
-# the axis of the batch: 1 behind an axis K of tangents or cotangents
-_DUAL_SAVED = DualSaved(out=0, t_out=1, state=0, t_state=1)
 
 
 class JoinBatch:
@@ -25,31 +22,41 @@ class JoinBatch:
     """
 
     def forward(self, call: Callable[..., Any], layout: Layout[Forward], info: Any, dims: Dims, flat: Any) -> Mapped:
-        x, constants, options = layout.restore(flat)
-        at = layout.restore(dims)
+        old, at = layout.restore(flat), layout.restore(dims)
         joined = Forward(
-            _join(x, at.x, 0, info.batch_size), self._constants(constants, at.constants, x, at.x, info), options
+            _join(old.x, at.x, 0, info.batch_size),
+            self._constants(old.constants, at.constants, old.x, at.x, info),
+            old.options,
         )
-        return _split(call(*layout.flatten(joined)), (0, 0), info.batch_size)
+        results = call(*layout.flatten(joined))
+        return _split(results, (0,) * len(results), info.batch_size)
 
     def backward(self, call: Callable[..., Any], layout: Layout[Backward], info: Any, dims: Dims, flat: Any) -> Mapped:
         """V cotangents of one forward are K = V, and V x K are V K."""
         size = info.batch_size
         old, at = layout.restore(flat), layout.restore(dims)
-        has_many = old.g.ndim - (at.g is not None) > old.saved.out.ndim - (at.saved.out is not None)
-        if all(dim is None for dim in (*at.x, *at.constants, *at.saved)):
-            g = old.g.movedim(at.g, 0)
-            grads = call(*layout.flatten(old._replace(g=g.flatten(0, 1) if has_many else g)))
-            return tuple(dx.unflatten(0, (size, -1)) if has_many else dx for dx in grads), (0,) * len(grads)
+        g, g_dim = next((g, dim) for g, dim in zip(old.g, at.g) if g is not None)
+        has_many = g.ndim - (g_dim is not None) > old.x[0].ndim - (at.x[0] is not None)
+        is_given = [x is not None and wanted for x, wanted in zip(old.x, old.wants)]
+        if all(dim is None for dim in (*at.x, *at.constants, *at.out, *at.state)):
+            mapped = [None if g is None else _mapped(g, dim, 0, size) for g, dim in zip(old.g, at.g)]
+            if has_many:
+                mapped = [None if g is None else g.flatten(0, 1) for g in mapped]
+            grads = call(*layout.flatten(old._replace(g=mapped)))
+            if has_many:
+                grads = [dx.unflatten(0, (size, -1)) if given else dx for dx, given in zip(grads, is_given)]
+            return tuple(grads), tuple(0 if given else None for given in is_given)
         axis = int(has_many)
         joined = Backward(
-            g=_join_one(old.g, at.g, axis, size),
+            g=_join(old.g, at.g, axis, size),
             x=_join(old.x, at.x, 0, size),
             constants=self._constants(old.constants, at.constants, old.x, at.x, info),
-            saved=Saved(*_join(old.saved, at.saved, 0, size)),
+            out=_join(old.out, at.out, 0, size),
+            state=_join(old.state, at.state, 0, size),
             options=old.options,
+            wants=old.wants,
         )
-        return _split(call(*layout.flatten(joined)), (axis,) * len(old.x), size)
+        return _split(call(*layout.flatten(joined)), [axis if given else None for given in is_given], size)
 
     def dual_forward(
         self, call: Callable[..., Any], layout: Layout[DualForward], info: Any, dims: Dims, flat: Any
@@ -62,15 +69,18 @@ class JoinBatch:
                 None if t is None else _mapped(t, dim, 0, size).flatten(0, 1)
                 for t, dim in zip(old.tangents, at.tangents)
             ]
-            out, t_out, state, t_state = call(*layout.flatten(old._replace(tangents=tangents)))
-            return (out, t_out.unflatten(0, (size, -1)), state, t_state.unflatten(0, (size, -1))), (None, 0, None, 0)
+            results = call(*layout.flatten(old._replace(tangents=tangents)))
+            axes = layout.of_results(outputs=None, t_outputs=0, state=None, t_state=0)
+            split = (y if axis is None else y.unflatten(0, (size, -1)) for y, axis in zip(results, axes))
+            return tuple(split), axes
         joined = DualForward(
             x=_join(old.x, at.x, 0, size),
             tangents=_join(old.tangents, at.tangents, 1, size),
             constants=self._constants(old.constants, at.constants, old.x, at.x, info),
             options=old.options,
         )
-        return _split(call(*layout.flatten(joined)), _DUAL_SAVED, size)
+        axes = layout.of_results(outputs=0, t_outputs=1, state=0, t_state=1)
+        return _split(call(*layout.flatten(joined)), axes, size)
 
     def dual_backward(
         self, call: Callable[..., Any], layout: Layout[DualBackward], info: Any, dims: Dims, flat: Any
@@ -78,15 +88,23 @@ class JoinBatch:
         size = info.batch_size
         old, at = layout.restore(flat), layout.restore(dims)
         joined = DualBackward(
-            g=_join_one(old.g, at.g, 0, size),
-            h=_join_one(old.h, at.h, 1, size),
+            g=_join(old.g, at.g, 0, size),
+            h=_join(old.h, at.h, 1, size),
             x=_join(old.x, at.x, 0, size),
             tangents=_join(old.tangents, at.tangents, 1, size),
             constants=self._constants(old.constants, at.constants, old.x, at.x, info),
-            saved=[_join_one(y, dim, axis, size) for y, dim, axis in zip(old.saved, at.saved, _DUAL_SAVED)],
+            out=_join(old.out, at.out, 0, size),
+            t_out=_join(old.t_out, at.t_out, 1, size),
+            state=_join(old.state, at.state, 0, size),
+            t_state=_join(old.t_state, at.t_state, 1, size),
             options=old.options,
+            wants=old.wants,
+            t_wants=old.t_wants,
         )
-        axes = (*(0 for _ in old.x), *(None if t is None else 1 for t in old.tangents))
+        operands = zip((*old.x, *old.tangents), (*old.wants, *old.t_wants))
+        is_given = [y is not None and wanted for y, wanted in operands]
+        num = len(old.x)
+        axes = [None if not given else int(i >= num) for i, given in enumerate(is_given)]
         return _split(call(*layout.flatten(joined)), axes, size)
 
     def join_constant(self, x: Tensor, dim: int | None, size: int, batch: int) -> Tensor:

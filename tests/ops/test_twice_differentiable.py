@@ -27,6 +27,10 @@ class Constants(NamedTuple):
     offset: Tensor | None  # [B, N]
 
 
+class State(NamedTuple):
+    state: Tensor
+
+
 class Options(NamedTuple):
     w: float
     name: str
@@ -48,8 +52,8 @@ class GatedSine(Functions):
 
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
         CALLS.append("backward")
-        state, w = call.saved.state, call.options.w
-        return contiguous(call.g * call.x.gate * w * state.cos(), call.g * state.sin())
+        (g,), (state,), w = call.g, call.state, call.options.w
+        return contiguous(g * call.x.gate * w * state.cos(), g * state.sin())
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         CALLS.append("dual_forward")
@@ -66,8 +70,9 @@ class GatedSine(Functions):
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         CALLS.append("dual_backward")
-        g, h, (_, gate), (tx, t_gate), w = call.g, call.h, call.x, call.tangents, call.options.w
-        sine, cosine, t_state = call.saved.state.sin(), call.saved.state.cos(), call.saved.t_state
+        (g,), (h,), (_, gate), (tx, t_gate), w = call.g, call.h, call.x, call.tangents, call.options.w
+        (state,), (t_state,) = call.state, call.t_state
+        sine, cosine = state.sin(), state.cos()
         dx, d_gate = -w * (h * gate * sine * t_state).sum(0), (h * cosine * t_state).sum(0)
         if t_gate is not None:
             dx = dx + w * (h * t_gate * cosine).sum(0)
@@ -87,6 +92,7 @@ OP = TwiceDifferentiable(
     x=Primals,
     constants=Constants,
     options=Options,
+    state=State,
     functions=GatedSine(),
     batching=JoinBatch(),
     instead="gate * sin(w x)",
@@ -97,7 +103,7 @@ W = 1.3
 def gated_sine(x: Tensor, gate: Tensor, offset: Tensor | None = None) -> Tensor:
     if OP.why_not_compiled() is not None:
         return spelled_out(x, gate, offset)
-    return OP(Primals(x, gate), Constants(offset), lambda primals, tangents: (primals, tangents, Options(W, "toy")))
+    return OP(Primals(x, gate), Constants(offset), lambda primals, tangents: (primals, tangents, Options(W, "toy"))).out
 
 
 def spelled_out(x: Tensor, gate: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -221,10 +227,10 @@ def test_without_options_nothing_is_kept_alive():
         def backward(self, call):
             return super().backward(call._replace(options=Options(W, "toy")))
 
-    groups = {"x": Primals, "constants": Constants, "options": NoOptions}
+    groups = {"x": Primals, "constants": Constants, "options": NoOptions, "state": State}
     op = TwiceDifferentiable("bare_sine", **groups, functions=Bare(), batching=JoinBatch(), instead="sin")
     gc.disable()
-    out = op(Primals(X.clone().requires_grad_(), GATE), Constants(None), lambda x, t: (x, t, NoOptions()))
+    out = op(Primals(X.clone().requires_grad_(), GATE), Constants(None), lambda x, t: (x, t, NoOptions())).out
     out.sum().backward()
     alive = weakref.ref(out)
     del out

@@ -67,7 +67,7 @@ def attention(
     primals = Primals(problem.query, problem.key, problem.value)
     reason = _why_written_out(problem)
     if reason is None:
-        out = OP(primals, Constants(problem.mask), functools.partial(_prepared, problem, backend))
+        out = OP(primals, Constants(problem.mask), functools.partial(_prepared, problem, backend)).out
     else:
         if not torch.compiler.is_compiling():
             _log_once(reason)
@@ -124,7 +124,7 @@ def attention_jvp(
         out, given = _zeros(problem), [t for t in tangents if t is not None]
         zero = out[..., :0].sum().to(given[0].dtype)
         return out, sum((t[..., :0].sum() for t in given), zero).expand(t_shape).clone()
-    out, t_out = OP.dual(primals, tangents, Constants(problem.mask), options)
+    (out,), (t_out,) = OP.dual(primals, tangents, Constants(problem.mask), options)
     return out.reshape(shape), t_out.reshape(t_shape)
 
 

@@ -26,7 +26,7 @@ def _matmuls(call: Any) -> tuple[int, int]:
     if isinstance(call, Forward):
         return 1, 1  # S; O
     if isinstance(call, Backward):
-        K = call.g[0] if len(call.g) > len(call.saved.out) else 1
+        K = call.g.out[0] if len(call.g.out) > len(call.x.q) else 1
         return 1 + 2 * K, 2 * K  # S, per cotangent dQ, dK; G Vᵀ, dV
     tq, tk, tv = (t is not None for t in call.tangents)
     has_tS = tq or tk
@@ -34,8 +34,9 @@ def _matmuls(call: Any) -> tuple[int, int]:
         K = _num(call.tangents)
         return 1 + K * (tq + tk), 1 + K * (has_tS + tv)  # S, tS; O, (P∘tS) V, P tV
     assert isinstance(call, DualBackward)
-    K = call.h[0]
-    has_g, wants_dS = call.g is not None, call.g is not None or has_tS or tv
+    K = call.h.out[0]
+    has_g = call.g.out is not None
+    wants_dS = has_g or has_tS or tv
     of_keys = 1 + K * (tq + tk) + 2 * wants_dS  # S, tS; dS in dQ and dK
     of_keys += K * (tk + tq) + K * (tq + tk)  # dtS in dQ and dK; dtQ and dtK
     of_values = 2 * has_g + K * tv  # G in B and dV; H tVᵀ in B

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._dtypes import at_least_float32
 from .._calls import Backward, DualBackward, DualForward, Forward
 from .._functions import Functions, absent
-from .._twice_differentiable import TwiceDifferentiable
+from .._twice_differentiable import Out, TwiceDifferentiable
 from .batching import JoinMask
 from .flops import flops
 from .select import IMPLEMENTATIONS, expanded
@@ -22,6 +22,12 @@ class Primals(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+
+
+class State(NamedTuple):
+    """lse ``[B, Hq, Nq]``, or P where the implementation keeps it."""
+
+    state: Tensor
 
 
 class Constants(NamedTuple):
@@ -54,18 +60,19 @@ class AttentionFunctions(Functions):
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
         scale, is_causal, name = call.options
         if not call.has_many:
-            return IMPLEMENTATIONS[name].backward(call.g, *call.x, *call.constants, *call.saved, scale, is_causal)
-        if len(call.g) == 1:
-            return tuple(dx.unsqueeze(0) for dx in self.backward(call._replace(g=call.g.squeeze(0))))
+            tensors = (*call.g, *call.x, *call.constants, *call.out, *call.state)
+            return IMPLEMENTATIONS[name].backward(*tensors, scale, is_causal)
+        if len(call.g.out) == 1:
+            return tuple(dx.unsqueeze(0) for dx in self.backward(call._replace(g=Out(call.g.out.squeeze(0)))))
         # (13) of kernels/attention/README.md: the backward without tangents is (12) with G in place of H
-        operands = (*call.x, None, None, None, _mask(call), call.saved.out, None, call.saved.state, None)
+        operands = (*call.x, None, None, None, _mask(call), *call.out, None, *call.state, None)
         *_, dq, dk, dv = IMPLEMENTATIONS[name].dual_backward(
-            None, call.g, *operands, scale=scale, is_causal=is_causal, need_tangent_grads=True
+            None, *call.g, *operands, scale=scale, is_causal=is_causal, need_tangent_grads=True
         )
         return dq, dk, dv
 
     def fake_backward(self, call: Backward) -> tuple[Tensor, ...]:
-        if IMPLEMENTATIONS[call.options.implementation].is_aten and not (call.has_many and len(call.g) > 1):
+        if IMPLEMENTATIONS[call.options.implementation].is_aten and not (call.has_many and len(call.g.out) > 1):
             return self.backward(call)
         return super().fake_backward(call)
 
@@ -85,9 +92,10 @@ class AttentionFunctions(Functions):
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         scale, is_causal, name = call.options
-        tensors = (call.g, call.h, *call.x, *call.tangents, _mask(call), *call.saved)
+        saved = (*call.out, *call.t_out, *call.state, *call.t_state)
+        tensors = (*call.g, *call.h, *call.x, *call.tangents, _mask(call), *saved)
         grads = IMPLEMENTATIONS[name].dual_backward(*tensors, scale=scale, is_causal=is_causal)
-        return tuple(absent(call.h) if dx is None else dx for dx in grads)
+        return tuple(absent(call.h.out) if dx is None else dx for dx in grads)
 
 
 def _mask(call: Backward | DualForward | DualBackward) -> Tensor | None:
@@ -99,6 +107,8 @@ OP = TwiceDifferentiable(
     x=Primals,
     constants=Constants,
     options=Options,
+    state=State,
+    kept=("out",),
     functions=AttentionFunctions(),
     batching=JoinMask(),
     instead="attention written out, softmax(QKᵀ) V,",

@@ -1,0 +1,141 @@
+"""The steps of an op: an autograd.Function and a custom op with the same derivative rules for each of its functions."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from .._dtypes import autocast_dtype
+from ._batched_grads import maps_batched_grads
+from ._batching import JoinBatch
+from ._calls import Backward, DualBackward, Layout
+from ._custom_op import custom_op
+from ._functions import Functions, Group, absent
+
+_SUFFIXES = {"forward": "", "backward": "_backward", "dual_forward": "_dual", "dual_backward": "_dual_backward"}
+_NO_CONTEXT: AbstractContextManager[object] = nullcontext()
+
+
+class Op(Protocol):
+    """What a step needs of its op."""
+
+    name: str
+    functions: Functions
+    batching: JoinBatch
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the four functions of an op."""
+
+    layout: Layout[Any]
+    compute: Callable[[Any], Any]
+    function: Any
+    op: Any
+
+    def __call__(self, call: Group) -> Any:
+        """Call the custom op under torch.compile, else :meth:`run`."""
+        return self.op(*self.layout.flatten(call)) if torch.compiler.is_compiling() else self.run(call)
+
+    def run(self, call: Group) -> Any:
+        """Call the Function; compute without recording a graph if no derivative can be wanted."""
+        flat = self.layout.flatten(call)
+        if _differentiating(flat):
+            return _torch.apply(self.function, *flat)
+        return self.compute(call) if _torch.can_skip_dispatcher(*flat) else self.op(*flat)
+
+    def apply(self, call: Group) -> Any:
+        return self.function.apply(*self.layout.flatten(call))
+
+
+def registered(
+    op: Op, role: str, function: Any, layout: Layout[Any], num_outputs: int, op_backward: Any = None
+) -> Step:
+    """Complete an autograd.Function that has its derivative rules, and register a custom op with the same rules.
+
+    role: names the function in :class:`Functions`, its fake and its vmap rule. op_backward: of the custom op, if it
+    cannot be the Function's.
+    """
+    implementation, fake = getattr(op.functions, role), getattr(op.functions, f"fake_{role}")
+    rule, name = getattr(op.batching, role), op.name + _SUFFIXES[role]
+
+    def compute(call: Any) -> Any:
+        with _full_precision(call.x[0]):
+            return _wanted(call, implementation(call))
+
+    def forward(*flat: Any) -> Any:
+        return compute(layout.restore(flat)) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
+
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
+    function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
+    function.forward = staticmethod(forward)
+    function.backward = staticmethod(maps_batched_grads(function.backward))
+    function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
+
+    def flops(*shapes: Any, **_: Any) -> int:
+        return op.functions.flops(layout.restore(shapes))
+
+    schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
+    custom = custom_op(name, schema, flops)(lambda *flat: _unaliased(compute(layout.restore(flat)), flat))
+    custom.register_fake(lambda *flat: _fake(fake, layout.restore(flat)))
+    custom.register_autograd(op_backward or function.backward, setup_context=function.setup_context)
+    custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
+    return Step(layout, compute, function, custom)
+
+
+def keep(ctx: Any, step: Step, backward_call: Group) -> None:
+    """Keep a backward's call, all but its cotangents, for :func:`kept`."""
+    flat, num = step.layout.flatten(backward_call), step.layout.num_tensors
+    tensors, ctx.options = flat[:num], flat[num:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def kept(ctx: Any, step: Step) -> Any:
+    return step.layout.restore((*ctx.saved_tensors, *ctx.options))
+
+
+def _differentiating(args: Sequence[Any]) -> bool:
+    """Return True if a derivative of a function of args could be wanted, or the function could be mapped."""
+    recording = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    return recording or _torch.forward_mode_active() or _torch.inside_transform()
+
+
+def _wanted(call: Any, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Replace the gradients that are not wanted, so that an implementation may ignore what is."""
+    if isinstance(call, Backward):
+        operands, wants = call.x, call.wants
+    elif isinstance(call, DualBackward):
+        operands, wants = (*call.x, *call.tangents), (*call.wants, *call.t_wants)
+    else:
+        return results
+    if all(wants):
+        return results
+    return tuple(dx if wanted or y is None else absent(dx) for dx, y, wanted in zip(results, operands, wants))
+
+
+def _fake(fake: Callable[[Any], tuple[Tensor, ...]], call: Any) -> tuple[Tensor, ...]:
+    return _wanted(call, fake(call))
+
+
+def _unaliased(results: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Copy the results that share memory with an argument or another result, which a custom op may not return."""
+    seen = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+    fresh = []
+    for y in results:
+        memory = y.untyped_storage().data_ptr()
+        fresh.append(y.clone() if memory in seen and y.numel() else y)
+        seen.add(memory)
+    return tuple(fresh)
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Disable autocast inside an op: it has been applied to the arguments."""
+    device = x.device.type
+    return _NO_CONTEXT if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
