@@ -12,14 +12,15 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from fastflow import _torch
 from fastflow.ops import _custom_op
 
-_ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh")
+_NO_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh", "_unsafe_view")
+_NO_KERNEL += ("_efficientzerotensor",)  # no memory
 
 
 @dataclass
@@ -81,8 +82,17 @@ class Traffic:
 @contextlib.contextmanager
 def counted() -> Iterator[Traffic]:
     """Count what runs inside: PyTorch's kernels on any device, Triton's in the interpreter."""
-    traffic = Traffic()
-    with _interpreted(traffic), _Dispatched(traffic):
+    traffic, can_skip = Traffic(), _torch.can_skip_dispatcher
+
+    def can_skip_uncounted(*args: Any) -> bool:
+        with _disable_current_modes():
+            return can_skip(*args)
+
+    with (
+        mock.patch.object(_torch, "can_skip_dispatcher", can_skip_uncounted),
+        _interpreted(traffic),
+        _Dispatched(traffic),
+    ):
         yield traffic
 
 
@@ -111,7 +121,7 @@ def is_kernel(func: Any) -> bool:
     """Return True for an ATen op that does more than make a view or an uninitialised tensor."""
     namespace, _, name = func._schema.name.partition("::")
     view = any(x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns)
-    return namespace == "aten" and not view and name not in _ALLOCATIONS
+    return namespace == "aten" and not view and name not in _NO_KERNEL
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -137,7 +147,7 @@ def _interpreted(traffic: Traffic) -> Iterator[None]:
         tensors = [x for x in tree_leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor)]
         current.append(_Meter(self.fn.__name__, tensors))
         try:
-            with torch.utils._python_dispatch._disable_current_modes():
+            with _disable_current_modes():
                 return run(self, *args, **kwargs)
         finally:
             traffic.launches.append(current.pop().launch())

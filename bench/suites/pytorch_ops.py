@@ -24,16 +24,23 @@ def layer_norm(
     written_out: because a gradient through the tangent of ``F.layer_norm`` is silently wrong (pytorch#196700).
     """
     y = _norms.layer_norm(x, 1, weight, bias, eps) if written_out else F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    y = y if scale is None else y * (1 + per_token(scale, x))
-    return y if shift is None else y + per_token(shift, x)
+    return modulated(y, shift, scale)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None = None, *,
+    shift: Tensor | None = None, scale: Tensor | None = None, eps: float = 1e-6,
+) -> Tensor:  # fmt: skip
+    return modulated(F.rms_norm(x, x.shape[-1:], weight, eps), shift, scale)
+
+
+def modulated(x: Tensor, shift: Tensor | None, scale: Tensor | None) -> Tensor:
+    x = x if scale is None else x * (1 + per_token(scale, x))
+    return x if shift is None else x + per_token(shift, x)
 
 
 def per_token(y: Tensor, x: Tensor) -> Tensor:
     return y.unsqueeze(1) if y.ndim < x.ndim else y
-
-
-def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
@@ -50,7 +57,7 @@ def swiglu(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """Rotate the pairs of x ``[..., N, D]``; cos, sin: ``[N, R / 2]``."""
+    """Rotate the pairs of x ``[..., N, D]``; cos, sin: ``[N, R / 2]``, R at most D."""
     size = 2 * cos.shape[-1]
     turned, rest = x[..., :size], x[..., size:]
     a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
