@@ -69,7 +69,9 @@ def registered(
             return _wanted(call, implementation(call))
 
     def forward(*flat: Any) -> Any:
-        return compute(layout.restore(flat)) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
+        if _torch.can_skip_dispatcher(*flat):
+            return _unaliased(compute(layout.restore(flat)), flat)
+        return custom(*flat)
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
@@ -125,12 +127,15 @@ def _fake(fake: Callable[[Any], tuple[Tensor, ...]], call: Any) -> tuple[Tensor,
 
 
 def _unaliased(results: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Copy the results that share memory with an argument or another result, which a custom op may not return."""
+    """Copy the results that share memory with an argument or another result.
+
+    A custom op may not return these, nor an autograd.Function with ``setup_context``.
+    """
     seen = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
     fresh = []
     for y in results:
         memory = y.untyped_storage().data_ptr()
-        fresh.append(y.clone() if memory in seen and y.numel() else y)
+        fresh.append(y.clone() if memory in seen else y)
         seen.add(memory)
     return tuple(fresh)
 
