@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from bench.harness.rows import Row, path_of
-from bench.report import markdown
+from bench.report import bars, markdown
 from bench.report.comparison import comparison
 from bench.report.correctness import check_lines
 from bench.report.markdown import decimals, number
@@ -30,6 +30,7 @@ def page(table: Table, checks: Sequence[Row], pictures: Iterable[str]) -> str:
         "",
         *(f"{paragraph}\n" for paragraph in comparison(table, table.lines())),
         *(f"![{name}]({name})\n" for name in pictures),
+        *bars.section(table),
         f"## All rows\n\n{measured_on(table.rows)}.\n",
         *_roofs(table.rows),
     ]

@@ -46,7 +46,7 @@ DTYPE = dtype_of(CUDA)
 
 
 def entry(name: str, loss: str, size: int, cuda: bool = CUDA) -> Entry:
-    shown = loss == "tangent" and name == ("DiT-B/2" if cuda else "DiT-S/2") and size in (1, 64)
+    shown = loss != "CFM" and name == ("DiT-B/2" if cuda else "DiT-S/2") and size in (1, 64)
     return Entry(
         op="training step",
         mode=f"{name}, {loss}",

@@ -38,7 +38,7 @@ def rows(names: Sequence[str]) -> Iterator[dict[str, Any]]:
                 "floor": floor,
                 "moved": traffic.touched,
                 "requested": traffic.requested,
-                "reloads": round(traffic.repeats(floor // 100), 3),
+                "reloads": round(traffic.repeats(floor // 16), 3),
                 "kernels": [_kernel(x) for x in wide.launches if x.triton],
                 "others": sorted(x.name for x in traffic.launches if not x.triton),
                 "source": source_hash(family_of(p.op.function)),
