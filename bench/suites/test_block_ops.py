@@ -16,10 +16,10 @@ import torch
 
 import fastflow as ff
 from bench.harness import roofline
+from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Mode, Sizes
 from bench.harness.case import Case, Entry, Way
-from bench.suites.block_ops import BLOCK_OPS, BlockProblem, Function, Mode, Sizes
+from bench.harness.pytorch_ops import reference_of
 from bench.suites.models import DEVICE
-from bench.suites.pytorch_ops import OPS
 from bench.suites.test_attention import BACKWARD, CALL, FORWARD, JVP, TVM
 
 CUDA = DEVICE.type == "cuda"
@@ -57,7 +57,7 @@ def case(name: str, mode: str, at: Sizes | None = None, dtype: torch.dtype | Non
     at, dtype = at or sizes(CUDA), dtype or dtype_of(CUDA)
     op, kind = BLOCK_OPS[name], MODES[mode]
     p = BlockProblem.draw(op, at, dtype, DEVICE)
-    theirs = pytorch(op.function, kind)
+    theirs = reference_of(op.function, through_tangent=kind == "joint")
     functions = {"PyTorch": theirs, "PyTorch compiled": torch.compile(theirs, dynamic=False)} if CUDA else {}
     functions |= {"PyTorch": theirs, OWN: getattr(ff, op.function)}
     return Case(
@@ -68,11 +68,6 @@ def case(name: str, mode: str, at: Sizes | None = None, dtype: torch.dtype | Non
         factor=math.inf if dtype == torch.float32 else 3.0,
         floor=floor(p, kind),
     )
-
-
-def pytorch(function: str, mode: Mode) -> Function:
-    written_out = mode == "joint" and function in ("layer_norm", "gated_add_layer_norm")
-    return functools.partial(OPS[function], written_out=True) if written_out else OPS[function]
 
 
 def floor(p: BlockProblem, mode: Mode) -> roofline.Floor:

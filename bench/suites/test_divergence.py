@@ -24,7 +24,7 @@ import fastflow as ff
 from bench.harness import roofline
 from bench.harness.case import Case, Entry, Way
 from bench.suites.models import DEVICE, DIGITS, INPUT_SHAPES, MODELS, labels, math_attention
-from bench.suites.pytorch_ops import pytorch_ops
+from bench.suites.on_pytorch import pytorch_ops
 from fastflow.ops.divergence.options import DivergenceOptions
 from fastflow.ops.divergence.probes import probes_of
 

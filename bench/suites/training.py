@@ -13,7 +13,7 @@ from torch.func import jvp
 
 import fastflow as ff
 from bench.suites.models import DEVICE, labels, math_attention
-from bench.suites.pytorch_ops import pytorch_ops
+from bench.suites.on_pytorch import pytorch_ops
 
 PATH = ff.paths.CondOT()
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]

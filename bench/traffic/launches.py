@@ -13,7 +13,7 @@ from torch.func import jvp
 import fastflow as ff
 from bench.harness.traffic import Traffic, counted
 from bench.suites.models import with_random_zeros
-from bench.suites.pytorch_ops import pytorch_ops
+from bench.suites.on_pytorch import pytorch_ops
 
 GEMMS = ("mm", "addmm", "bmm", "baddbmm")
 WAYS = ("PyTorch", "fastflow")

@@ -9,8 +9,8 @@ import torch
 
 import fastflow as ff
 from bench.compiler.report import source_hash
+from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Sizes
 from bench.harness.traffic import Launch, Traffic, counted
-from bench.suites.block_ops import BLOCK_OPS, BlockProblem, Sizes
 
 OPS_OF_KERNELS = [name for name in BLOCK_OPS if name != "linear"]  # whose kernels are PyTorch's GEMMs
 PASSES = ("joint forward", "joint backward")

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 import fastflow as ff
+from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Sizes
+from bench.harness.pytorch_ops import OPS
 from bench.harness.traffic import bytes_of, counted
-from bench.suites.block_ops import BLOCK_OPS, BlockProblem, Sizes
-from bench.suites.pytorch_ops import OPS
 from bench.traffic import predict
 from tests.compare import DEVICE
 

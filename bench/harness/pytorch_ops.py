@@ -1,17 +1,13 @@
-"""PyTorch's own ops in place of fastflow's in a model of ``fastflow.nn``: the baseline of training steps."""
+"""PyTorch's own ops with the signatures of fastflow's block ops."""
 
-import contextlib
 import functools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.suites.models import math_attention
 from fastflow.ops import _norms
 
 
@@ -79,23 +75,7 @@ OPS: dict[str, Callable[..., Any]] = {
 }
 
 
-@contextlib.contextmanager
-def pytorch_ops(attention: Callable[..., Tensor] = math_attention, through_tangent: bool = True) -> Iterator[None]:
-    """Run the models of ``fastflow.nn`` on PyTorch's ops and this attention.
-
-    through_tangent: whether a gradient flows through a tangent, which ``F.layer_norm`` does not allow.
-    """
-    norms = {f.__name__: functools.partial(f, written_out=through_tangent) for f in (layer_norm, gated_add_layer_norm)}
-    replacements = {**OPS, **norms, "attention": attention}
-    modules = [module for name, module in sys.modules.items() if f"{name}.".startswith("fastflow.nn.")]
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            for name, replacement in replacements.items():
-                if _is_op(getattr(module, name, None)):
-                    stack.enter_context(mock.patch.object(module, name, replacement))
-        yield
-
-
-def _is_op(value: Any) -> bool:
-    module = getattr(value, "__module__", None) or ""
-    return module.startswith("fastflow.ops.") or (module == "fastflow.nn.norm" and value.__name__ == "layer_norm")
+def reference_of(name: str, through_tangent: bool = True) -> Callable[..., Any]:
+    """Return PyTorch's function for an op. through_tangent: whether a gradient may flow through a tangent."""
+    norm = name in ("layer_norm", "gated_add_layer_norm")
+    return functools.partial(OPS[name], written_out=True) if norm and through_tangent else OPS[name]

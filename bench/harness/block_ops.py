@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import jvp, vmap
 
+from bench.harness.pytorch_ops import OPS
 from bench.harness.traffic import bytes_of
-from bench.suites.pytorch_ops import OPS
 
-Mode = Literal["forward", "backward", "jvp", "joint"]
+Mode = Literal["forward", "backward", "jvp", "joint", "many"]
+SEVERAL = 3  # tangents of "many"
 Function = Callable[..., Any]
 _KEYWORDS = ("shift", "scale")  # the other operands are positional, because PyTorch gives them other names
 
@@ -151,30 +152,46 @@ class BlockProblem:
     def run(self, mode: Mode, function: Function) -> tuple[Tensor, ...]:
         """Return the outputs, their tangents and the gradients that a mode computes.
 
-        Gradients are those of all operands, and in ``"joint"`` of their tangents too.
+        Gradients are those of all operands and, in ``"joint"`` and ``"many"`` (several tangents), of their tangents.
         """
-        tangent, graph = mode in ("jvp", "joint"), mode in ("backward", "joint")
+        tangents = {"jvp": 1, "joint": 1, "many": SEVERAL}.get(mode, 0)
+        graph = mode not in ("forward", "jvp")
         with torch.set_grad_enabled(graph):
-            values, wanted = self.recorded(function, tangent=tangent)
+            values, wanted = self.recorded(function, tangents)
         if not graph:
             return values
-        cotangents = (*self.g, *self.h) if tangent else self.g
-        return (*(y.detach() for y in values), *torch.autograd.grad(values, wanted, cotangents))
+        h = self.h if tangents == 1 else tuple(_rolled(y) for y in self.h)
+        gradients = torch.autograd.grad(values, wanted, (*self.g, *(h if tangents else ())))
+        return (*(y.detach() for y in values), *gradients)
 
-    def recorded(self, function: Function, *, tangent: bool = True) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """Return the outputs, with their tangents, and the operands, with theirs, that have gradients in a graph."""
-        primals, tangents = (
-            {name: x.detach().requires_grad_() for name, x in xs.items()} for xs in (self.operands, self.tangents)
-        )
-        if not tangent:
+    def recorded(self, function: Function, tangents: int = 1) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """Return the outputs, with their tangents, and the operands, with theirs, that have gradients in a graph.
+
+        tangents: 0, 1, or several with a leading axis.
+        """
+        primals = {name: x.detach().requires_grad_() for name, x in self.operands.items()}
+        if not tangents:
             return self.outputs(function, **primals), [*primals.values()]
-        rest = {name: x for name, x in primals.items() if name not in tangents}
+        given = {name: x if tangents == 1 else _rolled(x) for name, x in self.tangents.items()}
+        given = {name: x.detach().requires_grad_() for name, x in given.items()}
+        rest = {name: x for name, x in primals.items() if name not in given}
 
         def f(*moving: Tensor) -> tuple[Tensor, ...]:
-            return self.outputs(function, **rest, **dict(zip(tangents, moving)))
+            return self.outputs(function, **rest, **dict(zip(given, moving)))
 
-        outs, t_outs = jvp(f, tuple(primals[name] for name in tangents), tuple(tangents.values()))
-        return (*outs, *t_outs), [*primals.values(), *tangents.values()]
+        def dual(*directions: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            return jvp(f, tuple(primals[name] for name in given), directions)
+
+        along = dual if tangents == 1 else vmap(dual, out_dims=(None, 0))
+        outs, t_outs = along(*given.values())
+        return (*outs, *t_outs), [*primals.values(), *given.values()]
+
+    def names(self, mode: Mode) -> list[str]:
+        """Return the names of what :meth:`run` returns."""
+        outs = ["out"] * len(self.g) + ["t_out"] * (len(self.h) if mode not in ("forward", "backward") else 0)
+        gradients = [f"d{name}" for name in self.operands] if mode not in ("forward", "jvp") else []
+        of_tangents = [f"dt_{name}" for name in self.tangents] if mode in ("joint", "many") else []
+        return [*outs, *gradients, *of_tangents]
 
     def floor(self, *, backward: bool, tangent: bool = True) -> int:
         """Return the bytes of one pass, each input read once and each output written once.
@@ -187,3 +204,8 @@ class BlockProblem:
         read = [x for xs in groups for name, x in xs.items() if not (backward and name in self.op.unread)]
         written = [x for xs in groups for name, x in xs.items() if backward and name not in self.op.unwritten]
         return bytes_of([*read, *self.constants.values(), *outputs, *written])
+
+
+def _rolled(x: Tensor) -> Tensor:
+    """Return several different tensors like x, ``[K, ...]``."""
+    return torch.stack([x.roll(k, dims=-1) for k in range(SEVERAL)])
