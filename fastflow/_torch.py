@@ -127,6 +127,31 @@ def has_tangent_at_any_level(x: Tensor) -> bool:
         return has_tangent_at_any_level(x)
 
 
+def innermost_is_jvp() -> bool:
+    """Return True if the innermost torch.func transform is a jvp."""
+    innermost = _functorch.peek_interpreter_stack()
+    return innermost is not None and innermost.key() == _functorch.TransformType.Jvp
+
+
+def unpacked(x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the primal and the tangent, without the cost of ``forward_ad.unpack_dual``.
+
+    In eager mode inside a jvp a tensor that torch.func has not wrapped has no tangent.
+    """
+    if torch.compiler.is_compiling():
+        return (None, None) if x is None else tuple(forward_ad.unpack_dual(x))
+    if x is None or not _functorch.is_functorch_wrapped_tensor(x):
+        return x, None
+    return torch._VF._unpack_dual(x, level=forward_ad._current_level)
+
+
+def dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    """Return ``forward_ad.make_dual(primal, tangent)`` without what this costs beside it."""
+    if torch.compiler.is_compiling():
+        return forward_ad.make_dual(primal, tangent)
+    return torch._VF._make_dual(primal, tangent, level=forward_ad._current_level)
+
+
 def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
     """Run ``function`` one functorch level down and wrap its results again.
 
@@ -135,8 +160,10 @@ def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., t
 
     def lowered(*args: Any) -> tuple[Tensor, ...]:
         interpreter = retrieve_current_functorch_interpreter()
-        level = interpreter.level()
-        args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
+        level, is_wrapped = interpreter.level(), _functorch.is_functorch_wrapped_tensor
+        args = tuple(
+            _functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) and is_wrapped(x) else x for x in args
+        )
         with interpreter.lower():
             outputs = function(*args)
         return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)

@@ -338,3 +338,19 @@ def test_native_layer_norm_backward():
     *actual, none = _torch.native_layer_norm_backward(g, x, (4,), mean, rstd, w, b, (True, True, False))
     assert none is None
     torch.testing.assert_close(tuple(actual), expected)
+
+
+def test_innermost_is_jvp():
+    wanted = dict.fromkeys(("none", "grad", "vmap", "vmap of grad", "jvp of grad", "dual level"), False)
+    assert seen(lambda x: _torch.innermost_is_jvp()) == wanted | {"jvp": True}
+
+
+def test_duals_are_made_and_unpacked():
+    def double(x: Tensor) -> Tensor:
+        assert _torch.unpacked(X) == (X, None)
+        assert _torch.unpacked(None) == (None, None)
+        primal, tangent = _torch.unpacked(x)
+        return _torch.dual(2 * primal, 2 * tangent)
+
+    for a, b in zip(jvp(double, (X,), (X.cos(),)), (2 * X, 2 * X.cos())):
+        torch.testing.assert_close(a, b)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import _torch
 from ._batching import JoinBatch
@@ -96,8 +95,8 @@ class TwiceDifferentiable:
         laid out as the op requires, and the options.
         """
         compiling, num = torch.compiler.is_compiling(), len(x)
-        if compiling or _torch.transforms()[-1:] == ("Jvp",):
-            duals = [(None, None) if y is None else forward_ad.unpack_dual(y) for y in x]
+        if compiling or _torch.innermost_is_jvp():
+            duals = [_torch.unpacked(y) for y in x]
             if any(tangent is not None for _, tangent in duals):
 
                 def dual(*flat: Any) -> tuple[Tensor, ...]:
@@ -109,7 +108,7 @@ class TwiceDifferentiable:
                 flat = (*(primal for primal, _ in duals), *(tangent for _, tangent in duals), *constants)
                 results = (dual if compiling else _torch.one_level_down(dual))(*flat)
                 num_outputs = len(results) // 2
-                return self.outputs(*map(forward_ad.make_dual, results[:num_outputs], results[num_outputs:]))
+                return self.outputs(*map(_torch.dual, results[:num_outputs], results[num_outputs:]))
         primals, _, options = prepare(x, None)
         return self.without_tangents(Forward(self.x(*primals), constants, options))
 
