@@ -16,8 +16,6 @@ from .ops.flow_step import interpolate as interpolate
 from .ops.flow_step import target_velocity as target_velocity
 from .ops.gate import gated_add as gated_add
 from .ops.gate import gated_add_layer_norm as gated_add_layer_norm
-
-
 from .ops.linear import linear as linear
 from .ops.norm import layer_norm as layer_norm
 from .ops.norm import rms_norm as rms_norm

@@ -367,10 +367,3 @@ def test_duals_are_made_and_unpacked():
 
     for a, b in zip(jvp(double, (X,), (X.cos(),)), (2 * X, 2 * X.cos())):
         torch.testing.assert_close(a, b)
-
-
-def test_weight_norm_backward():
-    w, a, g = (torch.randn(3, n, requires_grad=True) for n in (4, 1, 4))
-    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    expected = torch.autograd.grad(a * w / norm, (w, a), g)
-    torch.testing.assert_close(_torch.weight_norm_backward(g, w, a, norm), expected)

@@ -48,20 +48,14 @@ class Step:
         """Call the custom op under torch.compile, else :meth:`run`."""
         return self._dispatch(self.layout.flatten(call)) if torch.compiler.is_compiling() else self.run(call)
 
-        return _tuple(self.op(*self.layout.flatten(call))) if torch.compiler.is_compiling() else self.run(call)
-
     def run(self, call: Group) -> Any:
         """Call the Function; compute without recording a graph if no derivative can be wanted."""
         flat = self.layout.flatten(call)
         tensors = flat[: self.layout.num_tensors]
         if not _torch.can_skip_dispatcher(*tensors):
-            return self.function.apply(*flat) if _differentiating(tensors) else self._dispatch(flat)
-
-            return self.function.apply(*flat) if _differentiating(tensors) else _tuple(self.op(*flat))
-
             if _torch.transforms()[-1:] == ("Vmap",):
                 return _torch.through_vmap(self._run_flat, self._map, flat)
-            return self.function.apply(*flat) if _differentiating(tensors) else self.op(*flat)
+            return self.function.apply(*flat) if _differentiating(tensors) else self._dispatch(flat)
         return _torch.apply(self.at_base, *tensors, call) if _differentiating(tensors) else self.compute(call)
 
     def _run_flat(self, *flat: Any) -> Any:
@@ -99,12 +93,10 @@ def registered(
         return _unaliased(results, flat) if may_alias else results
 
     def forward(*flat: Any) -> Any:
-        return fresh(layout.restore(flat), flat) if _torch.can_skip_dispatcher(*flat) else call_op(*flat)
+        return fresh(layout.restore(flat), flat) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         function.keep(ctx, layout.restore(inputs), _packed(output))
-
-        function.keep(ctx, layout.restore(inputs), _tuple(output))
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
@@ -131,9 +123,6 @@ def registered(
         def backward(ctx: Any, *cotangents: Any) -> Any:
             return *function.backward(ctx, *cotangents)[: layout.num_tensors], None
 
-    def call_op(*flat: Any) -> tuple[Tensor, ...]:
-        return _tuple(custom(*flat))
-
     AtBase.__name__ = AtBase.__qualname__ = function.__name__
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
     opaque = custom_op(name, schema, flops)(lambda *flat: _unpacked(_unaliased(compute(layout.restore(flat)), flat)))
@@ -144,7 +133,7 @@ def registered(
     def custom(*flat: Any) -> Any:
         return _packed(opaque(*flat))
 
-    return Step(layout, compute, function, AtBase, opaque)
+    return Step(layout, compute, function, AtBase, opaque, rule)
 
 
 def _packed(results: Any) -> Any:
@@ -155,25 +144,6 @@ def _packed(results: Any) -> Any:
 def _unpacked(results: Sequence[Any]) -> Any:
     """Undo :func:`_packed`."""
     return results[0] if len(results) == 1 else results
-
-    custom = custom_op(name, schema, flops)(lambda *flat: _of_op(_unaliased(compute(layout.restore(flat)), flat)))
-    custom.register_fake(lambda *flat: _of_op(_fake(fake, layout.restore(flat))))
-    custom.register_autograd(op_backward or function.backward, setup_context=setup_context)
-    custom.register_vmap(lambda info, dims, *flat: map(_of_op, rule(call_op, layout, info, dims, flat)))
-    return Step(layout, compute, function, AtBase, custom)
-
-    custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
-    return Step(layout, compute, function, AtBase, custom, rule)
-
-
-def _of_op(results: Sequence[Any]) -> Any:
-    """Return results as a custom op must: one without a tuple."""
-    return results[0] if len(results) == 1 else results
-
-
-def _tuple(results: Any) -> tuple[Tensor, ...]:
-    """Undo :func:`_of_op`."""
-    return (results,) if isinstance(results, Tensor) else results
 
 
 def keep(ctx: Any, step: Step, backward_call: Group) -> None:
