@@ -347,6 +347,12 @@ def test_weight_norm_backward():
     torch.testing.assert_close(_torch.weight_norm_backward(g, w, a, norm), expected)
 
 
+def test_own_linear():
+    w, b = torch.randn(4, 3), torch.randn(4)
+    torch.testing.assert_close(_torch.own_linear(X, w, b), X @ w.mT + b)
+    torch.testing.assert_close(_torch.own_linear(X, w, None), X @ w.mT)
+
+
 def test_innermost_is_jvp():
     wanted = dict.fromkeys(("none", "grad", "vmap", "vmap of grad", "jvp of grad", "dual level"), False)
     assert seen(lambda x: _torch.innermost_is_jvp()) == wanted | {"jvp": True}

@@ -34,6 +34,7 @@ class Step:
     """One of the four functions of an op.
 
     function: works everywhere; at_base: the same without flat arguments, for plain tensors outside of transforms.
+    rule: the vmap rule, of :class:`JoinBatch`.
     """
 
     layout: Layout[Any]
@@ -41,6 +42,7 @@ class Step:
     function: Any
     at_base: Any
     op: Any
+    rule: Callable[..., Any]
 
     def __call__(self, call: Group) -> Any:
         """Call the custom op under torch.compile, else :meth:`run`."""
@@ -51,8 +53,16 @@ class Step:
         flat = self.layout.flatten(call)
         tensors = flat[: self.layout.num_tensors]
         if not _torch.can_skip_dispatcher(*tensors):
+            if _torch.transforms()[-1:] == ("Vmap",):
+                return _torch.through_vmap(self._run_flat, self._map, flat)
             return self.function.apply(*flat) if _differentiating(tensors) else self._dispatch(flat)
         return _torch.apply(self.at_base, *tensors, call) if _differentiating(tensors) else self.compute(call)
+
+    def _run_flat(self, *flat: Any) -> Any:
+        return self.run(self.layout.restore(flat))
+
+    def _map(self, call: Callable[..., Any], info: Any, dims: Any, flat: Any) -> Any:
+        return self.rule(call, self.layout, info, dims, flat)
 
     def apply(self, call: Group) -> Any:
         return self.function.apply(*self.layout.flatten(call))
@@ -91,8 +101,7 @@ def registered(
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
     function.forward, function.setup_context = staticmethod(forward), staticmethod(setup_context)
-    function.backward = staticmethod(maps_batched_grads(function.backward))
-
+    function.backward = staticmethod(maps_batched_grads(function.backward, takes_many=role == "forward"))
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
     def flops(*shapes: Any, **_: Any) -> int:
@@ -124,7 +133,7 @@ def registered(
     def custom(*flat: Any) -> Any:
         return _packed(opaque(*flat))
 
-    return Step(layout, compute, function, AtBase, opaque)
+    return Step(layout, compute, function, AtBase, opaque, rule)
 
 
 def _packed(results: Any) -> Any:
