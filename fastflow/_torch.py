@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, overrides
 from torch._C import _functorch
 from torch._functorch import eager_transforms
+from torch._functorch.autograd_function import VmapInfo
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
@@ -21,6 +22,7 @@ from torch.utils import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_LEVELS = 8
+_native_layer_norm, _linear = torch.native_layer_norm, torch._C._nn.linear  # before anything can replace them
 _TRACING = {
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.functional_tensor.FunctionalTensor",
@@ -127,6 +129,31 @@ def has_tangent_at_any_level(x: Tensor) -> bool:
         return has_tangent_at_any_level(x)
 
 
+def innermost_is_jvp() -> bool:
+    """Return True if the innermost torch.func transform is a jvp."""
+    innermost = _functorch.peek_interpreter_stack()
+    return innermost is not None and innermost.key() == _functorch.TransformType.Jvp
+
+
+def unpacked(x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the primal and the tangent, without the cost of ``forward_ad.unpack_dual``.
+
+    In eager mode inside a jvp a tensor that torch.func has not wrapped has no tangent.
+    """
+    if torch.compiler.is_compiling():
+        return (None, None) if x is None else tuple(forward_ad.unpack_dual(x))
+    if x is None or not _functorch.is_functorch_wrapped_tensor(x):
+        return x, None
+    return torch._VF._unpack_dual(x, level=forward_ad._current_level)
+
+
+def dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    """Return ``forward_ad.make_dual(primal, tangent)`` without what this costs beside it."""
+    if torch.compiler.is_compiling():
+        return forward_ad.make_dual(primal, tangent)
+    return torch._VF._make_dual(primal, tangent, level=forward_ad._current_level)
+
+
 def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
     """Run ``function`` one functorch level down and wrap its results again.
 
@@ -135,13 +162,37 @@ def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., t
 
     def lowered(*args: Any) -> tuple[Tensor, ...]:
         interpreter = retrieve_current_functorch_interpreter()
-        level = interpreter.level()
-        args = tuple(_functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in args)
+        level, is_wrapped = interpreter.level(), _functorch.is_functorch_wrapped_tensor
+        args = tuple(
+            _functorch._unwrap_for_grad(x, level) if isinstance(x, Tensor) and is_wrapped(x) else x for x in args
+        )
         with interpreter.lower():
             outputs = function(*args)
         return tuple(_functorch._wrap_for_grad(x, level) for x in outputs)
 
     return lowered
+
+
+def through_vmap(
+    function: Callable[..., Sequence[Tensor]], rule: Callable[..., Any], args: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """Run ``function(*args)`` by its vmap rule, ``rule(function, info, dims, args)``, below the innermost vmap.
+
+    This is what ``torch.func`` does with an autograd.Function, without its search for defaults and dispatch keys.
+    """
+    interpreter = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+    operands, dims = [], []
+    for x in unwrap_dead_wrappers(tuple(args)):
+        value, dim = _functorch._unwrap_batched(x, level) if isinstance(x, Tensor) else (x, None)
+        operands.append(value)
+        dims.append(dim)
+    with interpreter.lower():
+        if all(dim is None for dim in dims):
+            return tuple(function(*operands))
+        info = VmapInfo(batch_size=interpreter.batch_size(), randomness=interpreter.randomness())
+        results, axes = rule(function, info, tuple(dims), tuple(operands))
+    return tuple(y if axis is None else _functorch._add_batch_dim(y, axis, level) for y, axis in zip(results, axes))
 
 
 def apply(function: Any, *args: Any) -> Any:
@@ -187,6 +238,19 @@ def is_transparent(kind: type) -> bool:
 def own_attention(*args: Any, **kwargs: Any) -> Tensor:
     """Call PyTorch's scaled_dot_product_attention, also while ``torch.nn.functional`` holds a replacement."""
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
+
+
+def native_layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call PyTorch's, also while ``torch`` holds a replacement. Only private API skips the mode that would call it."""
+    with torch._C.DisableTorchFunction():
+        return _native_layer_norm(x, shape, weight, bias, eps)
+
+
+def own_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Call PyTorch's linear, also while ``torch._C._nn`` holds a replacement."""
+    return _linear(x, weight, bias)
 
 
 def is_batched_grad(x: Tensor) -> bool:

@@ -345,3 +345,25 @@ def test_weight_norm_backward():
     norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
     expected = torch.autograd.grad(a * w / norm, (w, a), g)
     torch.testing.assert_close(_torch.weight_norm_backward(g, w, a, norm), expected)
+
+
+def test_own_linear():
+    w, b = torch.randn(4, 3), torch.randn(4)
+    torch.testing.assert_close(_torch.own_linear(X, w, b), X @ w.mT + b)
+    torch.testing.assert_close(_torch.own_linear(X, w, None), X @ w.mT)
+
+
+def test_innermost_is_jvp():
+    wanted = dict.fromkeys(("none", "grad", "vmap", "vmap of grad", "jvp of grad", "dual level"), False)
+    assert seen(lambda x: _torch.innermost_is_jvp()) == wanted | {"jvp": True}
+
+
+def test_duals_are_made_and_unpacked():
+    def double(x: Tensor) -> Tensor:
+        assert _torch.unpacked(X) == (X, None)
+        assert _torch.unpacked(None) == (None, None)
+        primal, tangent = _torch.unpacked(x)
+        return _torch.dual(2 * primal, 2 * tangent)
+
+    for a, b in zip(jvp(double, (X,), (X.cos(),)), (2 * X, 2 * X.cos())):
+        torch.testing.assert_close(a, b)

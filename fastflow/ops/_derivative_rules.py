@@ -36,13 +36,14 @@ class Differentiated(Op, Protocol):
 
 
 def forward_step(op: Differentiated, layout: Layout[Forward]) -> Step:
+    none, every = _none(op.outputs), _all(op.x)
+
     class ForwardFunction(torch.autograd.Function):
         @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            x, constants, options = layout.restore(inputs)
-            outputs, state = _groups(op, output)
-            call = Backward(_none(op.outputs), x, constants, _saved(op, outputs), state, options, _all(op.x))
-            keep(ctx, op.backward, call)
+        def keep(ctx: Any, call: Forward, results: Any) -> None:
+            outputs, state = _groups(op, results)
+            saved = _saved(op, outputs), state
+            keep(ctx, op.backward, Backward(none, call.x, call.constants, *saved, call.options, every))
             ctx.strides = [y.stride() for y in outputs]
 
         @staticmethod
@@ -72,9 +73,9 @@ def backward_step(op: Differentiated, layout: Layout[Backward]) -> Step:
         """Its derivatives treat the kept outputs and the state as functions of x."""
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            ctx.strides = [dx.stride() for dx in output]
-            keep(ctx, op.backward, layout.restore(inputs))
+        def keep(ctx: Any, call: Backward, results: Any) -> None:
+            ctx.strides = [dx.stride() for dx in results]
+            keep(ctx, op.backward, call)
 
         @staticmethod
         def backward(ctx: Any, *directions: Tensor | None) -> tuple[Any, ...]:
@@ -121,15 +122,15 @@ def backward_step(op: Differentiated, layout: Layout[Backward]) -> Step:
 
 def dual_forward_step(op: Differentiated, layout: Layout[DualForward]) -> Step:
     num, num_state = len(op.outputs._fields), len(op.state._fields)
+    none, every = _none(op.outputs), _all(op.x)
 
     class DualForwardFunction(torch.autograd.Function):
         @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            x, tangents, constants, options = layout.restore(inputs)
-            outputs, t_outputs, state, t_state = _dual_groups(op, output)
-            saved, none = (_saved(op, outputs), _saved(op, t_outputs), state, t_state), _none(op.outputs)
-            call = DualBackward(none, none, x, tangents, constants, *saved, options, _all(op.x), _all(op.x))
-            keep(ctx, op.dual_backward, call)
+        def keep(ctx: Any, call: DualForward, results: Any) -> None:
+            outputs, t_outputs, state, t_state = _dual_groups(op, results)
+            saved = _saved(op, outputs), _saved(op, t_outputs), state, t_state
+            operands = none, none, call.x, call.tangents, call.constants
+            keep(ctx, op.dual_backward, DualBackward(*operands, *saved, call.options, every, every))
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -168,8 +169,8 @@ def dual_backward_step(op: Differentiated, layout: Layout[DualBackward]) -> Step
         """
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            keep(ctx, op.dual_backward, layout.restore(inputs))
+        def keep(ctx: Any, call: DualBackward, results: Any) -> None:
+            keep(ctx, op.dual_backward, call)
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:

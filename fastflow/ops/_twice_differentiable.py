@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import _torch
 from ._batching import JoinBatch
@@ -28,6 +27,7 @@ from ._calls import Backward, DualBackward, DualForward, Forward, Layout
 from ._derivative_rules import backward_step, dual_backward_step, dual_forward_step, forward_step
 from ._functions import Functions, Group
 from ._guard import guarded
+from ._many_cotangents import many_cotangents_expected
 from ._steps import Step as Step
 
 Prepare = Callable[[Group, Group | None], tuple[Group, Group | None, Group]]
@@ -96,8 +96,8 @@ class TwiceDifferentiable:
         laid out as the op requires, and the options.
         """
         compiling, num = torch.compiler.is_compiling(), len(x)
-        if compiling or _torch.transforms()[-1:] == ("Jvp",):
-            duals = [(None, None) if y is None else forward_ad.unpack_dual(y) for y in x]
+        if compiling or _torch.innermost_is_jvp():
+            duals = [_torch.unpacked(y) for y in x]
             if any(tangent is not None for _, tangent in duals):
 
                 def dual(*flat: Any) -> tuple[Tensor, ...]:
@@ -109,7 +109,7 @@ class TwiceDifferentiable:
                 flat = (*(primal for primal, _ in duals), *(tangent for _, tangent in duals), *constants)
                 results = (dual if compiling else _torch.one_level_down(dual))(*flat)
                 num_outputs = len(results) // 2
-                return self.outputs(*map(forward_ad.make_dual, results[:num_outputs], results[num_outputs:]))
+                return self.outputs(*map(_torch.dual, results[:num_outputs], results[num_outputs:]))
         primals, _, options = prepare(x, None)
         return self.without_tangents(Forward(self.x(*primals), constants, options))
 
@@ -119,7 +119,7 @@ class TwiceDifferentiable:
         if torch.compiler.is_compiling():
             if self._can_write_out(call.options):
                 outputs = self.functions.reference(call)
-        elif not _torch.forward_mode_active():
+        elif not (_torch.forward_mode_active() or many_cotangents_expected()):
             outputs = self.functions.plain(call)
         if outputs is None:
             outputs = self.forward(call)[: len(self.outputs._fields)]  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._torch import native_layer_norm_backward, weight_norm_backward
+from ..._torch import native_layer_norm, native_layer_norm_backward, weight_norm_backward
 from .reference import factor, wide_dtype
 
 _BLOCK = 1 << 19  # elements: about ten intermediate results fit the last cache
@@ -27,7 +27,7 @@ def forward(
     """Return out ``[G, M, D]`` in dtype, mean and rstd ``[G, M]``; mean is ``[G, 0]`` if the norm does not centre."""
     if centred and dtype == x.dtype and len(x) == 1 and x.numel() and _takes_weights(x, scale, shift):
         weight, bias = _weights(x, scale, unit)[0], None if shift is None else shift[0, 0].to(wide_dtype(x, scale))
-        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+        out, mean, rstd = native_layer_norm(x, x.shape[-1:], weight, bias, eps)
         return out, mean.squeeze(-1), rstd.squeeze(-1)
     none = (None, None, None)
     out, _, mean, rstd, *_ = dual_forward(x, scale, shift, *none, eps=eps, centred=centred, unit=unit, dtype=dtype)
@@ -249,7 +249,7 @@ def _standardize(x: Tensor, eps: float, centred: bool) -> _Standardized:
     """Return (1)."""
     D = x.shape[-1]
     if centred:  # with weights, PyTorch's kernel runs about twice as fast as without
-        n, mean, rstd = torch.native_layer_norm(x, (D,), x.new_ones(D), x.new_zeros(D), eps)
+        n, mean, rstd = native_layer_norm(x, (D,), x.new_ones(D), x.new_zeros(D), eps)
         return _Standardized(n, x, mean, rstd)
     root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).div_(math.sqrt(D))
     return _restandardize(x, None, root.square_().add_(eps).rsqrt_())
