@@ -10,7 +10,7 @@ from .forward import _norm_forward_kernel
 from .partials import CHUNKS, COLUMNS, NUM_WARPS, _sum_partials_kernel
 
 _WIDTHS = (384, 768, 1152, 1536)  # of DiT-S, B, XL and of a wider model
-_OTHER_WIDTHS = (64, 128, 256, 4096, 8192, 16384)
+_OTHER_WIDTHS = (64, 128, 256, 4096, 8192, 16384)  # one of every other tile
 
 
 def compile_cases() -> Iterator[CompileCase]:
