@@ -63,10 +63,12 @@ class ActivationFunctions(Functions):
         return (phi if b is None else phi * b,)
 
     def reference(self, call: Forward) -> tuple[Tensor]:
-        return (reference.forward(*call.x, call.options.kind),)
+        x, b = call.x
+        return (reference.forward(x, b, call.options.kind),)
 
     def dual_reference(self, call: DualForward) -> tuple[Tensor, Tensor]:
-        return reference.dual_forward(*call.x, *call.tangents, call.options.kind)
+        (x, b), (tx, tb) = call.x, call.tangents
+        return reference.dual_forward(x, b, tx, tb, call.options.kind)
 
 
 def _wanted(group: Primals, wants: Primals) -> tuple[bool, ...]:
