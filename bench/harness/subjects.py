@@ -1,16 +1,19 @@
 """Kernel launchers on one input each, with the results in float64 and PyTorch's in the same dtype."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import fastflow as ff
 from bench.harness.accuracy import share_of_budget
+from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Mode, Sizes
 from bench.harness.checks import Finding, Setting
 from bench.harness.problems import Problem, oracle
+from bench.harness.pytorch_ops import reference_of
 from bench.harness.rows import dtype_name
 from fastflow.kernels.attention import backward, forward
 from fastflow.kernels.divergence import probes, reduce
@@ -162,6 +165,25 @@ def divergence(setting: Setting, dtype: torch.dtype, *, distribution: str) -> Su
     return Subject(_title(f"divergence {distribution}", dtype, {}), dtype, kernels, expected, VALUES)
 
 
+def block_op(setting: Setting, dtype: torch.dtype, name: str, mode: Mode, width: int) -> Subject:
+    """An op of a Transformer block in a mode, on its kernels. width: D; long rows come in small numbers."""
+    op = BLOCK_OPS[name]
+    tokens = 5 if setting.dry else max(3, min(193, (1 << 16) // width))
+    problem = functools.cache(lambda: BlockProblem.draw(op, Sizes(2, tokens, width, 1), dtype, setting.device))
+    own = functools.partial(getattr(ff, op.function), **({} if name == "linear" else {"backend": "triton"}))
+
+    def named(p: BlockProblem, results: Sequence[Tensor]) -> Tensors:
+        return {f"{key} {n}": x for n, (key, x) in enumerate(zip(p.names(mode), results, strict=True))}
+
+    def expected(dtype: torch.dtype) -> Tensors:
+        p = problem().to(dtype)
+        return named(p, p.run(mode, reference_of(op.function)))
+
+    title = _title(f"{name} {mode}", dtype, {"width": width})
+    factor = VALUES if mode in ("forward", "jvp") else DERIVATIVES
+    return Subject(title, dtype, lambda: named(problem(), problem().run(mode, own)), expected, factor)
+
+
 def normals(setting: Setting, dtype: torch.dtype) -> Subject:
     numel = 1001 if setting.dry else 1_000_003
     drawn = functools.cache(lambda: noise_reference.gaussian(numel, *STREAM, FIRST_SAMPLE).to(setting.device))
@@ -186,6 +208,8 @@ def every_launcher(setting: Setting, dtype: torch.dtype, width: int = 64) -> Ite
     for distribution in ("rademacher", "gaussian"):
         yield divergence(setting, dtype, distribution=distribution)
     yield normals(setting, dtype)
+    for name in BLOCK_OPS:
+        yield block_op(setting, dtype, name, "many", width)
 
 
 def _title(name: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> str:

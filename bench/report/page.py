@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 from bench.harness.rows import Row, path_of
-from bench.report import markdown
+from bench.report import bars, markdown
 from bench.report.comparison import comparison
 from bench.report.correctness import check_lines
 from bench.report.markdown import decimals, number
+from bench.report.steps import steps_over_plain
 from bench.report.table import SUITES, Table, measured_on
 
 HEAD = ("mode", "shape", "dtype", "implementation", "launch", "ms", "p20 – p80", "× baseline")
@@ -29,13 +30,14 @@ def page(table: Table, checks: Sequence[Row], pictures: Iterable[str]) -> str:
         "",
         *(f"{paragraph}\n" for paragraph in comparison(table, table.lines())),
         *(f"![{name}]({name})\n" for name in pictures),
+        *bars.section(table),
         f"## All rows\n\n{measured_on(table.rows)}.\n",
         *_roofs(table.rows),
     ]
     for op in SUITES:
         if rows := [row for row in table.rows if row["op"] == op and "times_as_fast" in row]:
             lines += _section(op, rows)
-    return _text([*lines, *_slopes(table), *_largest(table.rows)])
+    return _text([*lines, *steps_over_plain(table), *_slopes(table), *_largest(table.rows)])
 
 
 def _text(lines: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from bench.harness.slope import slope
 SUITES = {  # the operations in the order of a page, and the command that measures each
     "attention": "pytest bench/suites/test_attention.py",
     "scaling attention": "pytest bench -k scaling",
+    "block op": "pytest bench -k block_ops",
     "divergence": "pytest bench -k divergence",
     "guidance": "pytest bench -k guidance",
     "training step": "pytest bench -k training_step",

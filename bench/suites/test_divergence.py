@@ -1,9 +1,10 @@
 """The divergence of a Transformer and its gradient, against the loops that people write.
 
-The field is the demo's DiT for digits (64 dimensions, batch 32) and, on a GPU, DiT-B/2 in bfloat16 (latents of
-4 × 32 × 32, batch 8), without the exact trace, which would take 4,096 Jacobian products. All ways run the same model on
-fastflow's attention and differ in how they take its Jacobian products. "K VJPs" evaluates the field for every probe,
-"one graph" only once. fastflow draws its probes in every call; the others are given the same ones.
+The field is the demo's DiT for digits (64 dimensions, batch 32, frozen weights) and, on a GPU, DiT-B/2 in bfloat16
+(latents of 4 × 32 × 32, batch 8), without the exact trace, which would take 4,096 Jacobian products. All ways are given
+the same probes. The loops run the model on PyTorch's own ops, with the fastest attention that each can have: "K VJPs"
+evaluates the field for every probe, "one graph" only once. "forward, PyTorch's ops" is fastflow's forward mode with
+fastflow's attention and PyTorch's ops for the rest of the model.
 """
 
 import copy
@@ -15,18 +16,20 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 import fastflow as ff
 from bench.harness import roofline
 from bench.harness.case import Case, Entry, Way
-from bench.suites.models import DEVICE, DIGITS, INPUT_SHAPES, MODELS, labels
+from bench.suites.models import DEVICE, DIGITS, INPUT_SHAPES, MODELS, labels, math_attention
+from bench.suites.on_pytorch import pytorch_ops
 from fastflow.ops.divergence.options import DivergenceOptions
 from fastflow.ops.divergence.probes import probes_of
 
 CUDA = DEVICE.type == "cuda"
-OTHER_MODE = "reverse" if CUDA else "forward"  # the one that mode="auto" does not take without gradients
+FORWARD = "forward, PyTorch's ops"
 LATENTS = "DiT-B/2"
 SHAPES = {DIGITS: (32, *INPUT_SHAPES[DIGITS]), LATENTS: (8, *INPUT_SHAPES[LATENTS])}
 DTYPES = {DIGITS: torch.float32, LATENTS: torch.bfloat16}
@@ -78,19 +81,37 @@ class Problem:
 Products = Callable[[Problem, Tensor], Tensor]  # probes to their Jacobian products, both ``[K, B, C, H, W]``
 
 
+def on_pytorch(attention: Callable[..., Tensor]) -> Callable[[Products], Products]:
+    """Decorate a loop to run the model on PyTorch's ops."""
+
+    def decorate(products: Products) -> Products:
+        @functools.wraps(products)
+        def run(p: Problem, probes: Tensor) -> Tensor:
+            with pytorch_ops(attention, through_tangent=False):
+                return products(p, probes)
+
+        return run
+
+    return decorate
+
+
+@on_pytorch(F.scaled_dot_product_attention)
 def vjps(p: Problem, probes: Tensor) -> Tensor:
     return torch.stack([torch.autograd.grad(*reversed(p.recorded()), e)[0] for e in probes])
 
 
+@on_pytorch(F.scaled_dot_product_attention)
 def vjps_of_one_graph(p: Problem, probes: Tensor) -> Tensor:
     x, value = p.recorded()
     return torch.stack([torch.autograd.grad(value, x, e, retain_graph=True)[0] for e in probes])
 
 
+@on_pytorch(math_attention)
 def vmap_of_vjps(p: Problem, probes: Tensor) -> Tensor:
     return vmap(vjp(p.field, p.x)[1])(probes)[0]
 
 
+@on_pytorch(math_attention)
 def jvps(p: Problem, probes: Tensor) -> Tensor:
     return torch.stack([jvp(p.field, (p.x,), (e,))[1] for e in probes])
 
@@ -109,6 +130,14 @@ def own(p: Problem, **options: object) -> Call:
     return call
 
 
+def forward_on_pytorch(p: Problem, **options: object) -> Call:
+    def call() -> tuple[Tensor]:
+        with pytorch_ops(ff.attention, through_tangent=False):
+            return own(p, mode="forward", **options)()
+
+    return call
+
+
 def estimate_entry(name: str, num: int, cuda: bool = CUDA) -> Entry:
     entry = Entry("divergence", f"{name}, {num} probe{'s' * (num > 1)}", SHAPES[name], DTYPES[name])
     if num != max(PROBES):
@@ -117,7 +146,7 @@ def estimate_entry(name: str, num: int, cuda: bool = CUDA) -> Entry:
     return dataclasses.replace(
         entry,
         label=f"divergence, {num} probes, {name}",
-        baselines=(f"{num} VJPs", f"{num} JVPs", one_graph),
+        baselines=(f"{num} VJPs", f"{num} JVPs", one_graph, FORWARD),
         readme=(one_graph,) if name == (LATENTS if cuda else DIGITS) else (),
     )
 
@@ -151,8 +180,13 @@ def estimate_case(name: str, num: int) -> Case:
             "vmap of VJPs": vmap_of_vjps,
             f"{num} JVPs": jvps,
         }
-    ours = {"fastflow": own(p, num_probes=num), f"fastflow {OTHER_MODE}": own(p, num_probes=num, mode=OTHER_MODE)}
-    return divergence_case(p, estimate_entry(name, num), p.probes(num), 1 / num, loops, ours)
+    given = {"probes": p.probes(num)}
+    rest = {
+        FORWARD: forward_on_pytorch(p, **given),
+        **{f"fastflow {mode}": own(p, mode=mode, **given) for mode in ("forward", "reverse")},
+        "fastflow": own(p, **given),
+    }
+    return divergence_case(p, estimate_entry(name, num), p.probes(num), 1 / num, loops, rest)
 
 
 def exact_case(name: str) -> Case:
@@ -160,18 +194,19 @@ def exact_case(name: str) -> Case:
     p = Problem.make(name)
     basis = p.basis()
     loops = {f"{len(basis)} VJPs, one graph": vjps_of_one_graph, "vmap of VJPs": vmap_of_vjps}
-    return divergence_case(p, exact_entry(name), basis, 1, loops, {"fastflow": own(p, method="exact")})
+    modes = {f"fastflow {mode}": own(p, method="exact", mode=mode) for mode in ("forward", "reverse")}
+    return divergence_case(p, exact_entry(name), basis, 1, loops, modes | {"fastflow": own(p, method="exact")})
 
 
 def divergence_case(
-    p: Problem, entry: Entry, probes: Tensor, weight: float, loops: Mapping[str, Products], ours: Mapping[str, Call]
+    p: Problem, entry: Entry, probes: Tensor, weight: float, loops: Mapping[str, Products], rest: Mapping[str, Call]
 ) -> Case:
     def truth() -> tuple[Tensor]:
         return trace(vjps_of_one_graph, p.double(), probes.double(), weight)
 
     theirs = {name: functools.partial(trace, products, p, probes, weight) for name, products in loops.items()}
     floor = roofline.divergence(roofline.network(p.model, len(p.x)), len(probes))
-    return _case(entry, {**theirs, **ours}, truth, floor)
+    return _case(entry, {**theirs, **rest}, truth, floor)
 
 
 def on_tape(p: Problem, probe: Tensor) -> tuple[Tensor]:
@@ -185,16 +220,25 @@ def guidance_case(name: str) -> Case:
     p = Problem.make(name)
     (probe,) = p.probes(1)
 
+    def by_tape() -> tuple[Tensor]:
+        with pytorch_ops(through_tangent=False):
+            return on_tape(p, probe)
+
     def by_func() -> tuple[Tensor]:
-        return (grad(lambda x: -(vjp(p.field, x)[1](probe)[0] * probe).sum())(p.x),)
+        with pytorch_ops():
+            return (grad(lambda x: -(vjp(p.field, x)[1](probe)[0] * probe).sum())(p.x),)
 
     @torch.no_grad()
     def guided() -> tuple[Tensor]:
         return (ff.mode_guidance(p.velocity, p.x, p.t),)
 
-    ways = {"tape": lambda: on_tape(p, probe), "torch.func": by_func, "fastflow": guided}
+    def truth() -> tuple[Tensor]:
+        with pytorch_ops():
+            return on_tape(p.double(), probe.double())
+
     floor = roofline.guidance(roofline.network(p.model, len(p.x)))
-    return _case(guidance_entry(name), ways, lambda: on_tape(p.double(), probe.double()), floor)
+    ways = {"tape": by_tape, "torch.func": by_func, "fastflow": guided}
+    return _case(guidance_entry(name), ways, truth, floor)
 
 
 def _case(entry: Entry, calls: Mapping[str, Call], truth: Call, floor: roofline.Floor) -> Case:

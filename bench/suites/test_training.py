@@ -1,8 +1,9 @@
-"""One training step of a DiT with its optimizer: fastflow's ops against the same model on PyTorch's attention.
+"""One training step of a DiT with its optimizer: fastflow against the same model on PyTorch's own ops.
 
 Three losses, which differ in their derivatives: the gradient alone (CFM), a JVP whose tangent is a detached target
-(MeanFlow), a JVP that the gradient flows through (TVM). The baseline's attention is PyTorch's fastest for CFM and math
-for the others. Presets take 32 × 32 × 4 latents; on a GPU, float32 parameters under bfloat16 autocast.
+(MeanFlow), a JVP that the gradient flows through (tangent). Beside the last two, fastflow's plain step (CFM) of the
+same model is timed in the same rounds; beside the first, the baseline a second time, which shows the noise. Presets
+take 32 × 32 × 4 latents; on a GPU, float32 parameters under bfloat16 autocast.
 """
 
 import functools
@@ -14,7 +15,7 @@ import torch
 
 import fastflow as ff
 from bench.harness import roofline, rows
-from bench.harness.case import Case, Entry, Way
+from bench.harness.case import PLAIN_STEP, Case, Entry, Way
 from bench.harness.memory import peak_bytes
 from bench.harness.rows import dtype_name
 from bench.harness.timing import interleaved, percentiles, synchronize
@@ -24,12 +25,17 @@ from bench.suites.test_attention import CALL
 from bench.suites.training import Batch, Training
 
 CUDA = DEVICE.type == "cuda"
-PRESETS, LOSSES = ("DiT-S/2", "DiT-B/2"), ("CFM", "MeanFlow", "TVM")
-ON_CPU = [(DIGITS, "MeanFlow", 32), (DIGITS, "TVM", 32), ("DiT-S/2", "CFM", 1), ("DiT-S/2", "TVM", 1)]
+PRESETS, LOSSES = ("DiT-S/2", "DiT-B/2"), ("CFM", "MeanFlow", "tangent")
+ON_CPU = [
+    *((DIGITS, loss, 32) for loss in LOSSES),
+    *(("DiT-S/2", loss, 1) for loss in LOSSES),
+    ("DiT-S/2", "tangent", 4),
+]
 ON_GPU = [(name, loss, 64) for name in PRESETS for loss in LOSSES]
 COMPILED = ("DiT-S/2", "MeanFlow")  # Inductor takes most of a minute for each way, so only --full compiles the others
-UNCOMPILED = {"compiled": "inductor fails on a gradient through a linear layer's tangent (pytorch#177261)"}
-LARGEST = ("DiT-B/2", "TVM")
+UNCOMPILED = {"PyTorch compiled": "Inductor refuses a gradient through a linear layer's tangent (pytorch#177261)"}
+LARGEST = ("DiT-B/2", "tangent")
+BASELINE, AGAIN = "PyTorch", "PyTorch again"
 
 
 def dtype_of(cuda: bool) -> torch.dtype:
@@ -39,20 +45,16 @@ def dtype_of(cuda: bool) -> torch.dtype:
 DTYPE = dtype_of(CUDA)
 
 
-def baseline(loss: str) -> str:
-    return "flash" if loss == "CFM" else "math"
-
-
 def entry(name: str, loss: str, size: int, cuda: bool = CUDA) -> Entry:
-    shown = (name, loss) == ("DiT-B/2" if cuda else "DiT-S/2", "TVM")
+    shown = loss != "CFM" and name == ("DiT-B/2" if cuda else "DiT-S/2") and size in (1, 64)
     return Entry(
         op="training step",
         mode=f"{name}, {loss}",
         shape=(size, *INPUT_SHAPES[name]),
         dtype=dtype_of(cuda),
         label=f"training step, {name}, {loss} loss, batch {size}",
-        baselines=(baseline(loss),),
-        readme=(baseline(loss),) if shown else (),
+        baselines=(BASELINE,),
+        readme=(BASELINE,) if shown else (),
         reason=CALL if name == DIGITS else "",
     )
 
@@ -64,22 +66,34 @@ def entries(cuda: bool) -> Iterable[Entry]:
 def case(name: str, loss: str, size: int, compiled: bool) -> Case:
     training = Training(MODELS[name](), loss, DTYPE)
     batch = Batch.draw(size, INPUT_SHAPES[name])
-    ways = [baseline(loss), "fastflow"]
+
+    def way(name: str) -> Way:
+        return Way(functools.partial(training.step, name, batch), functools.partial(training.gradients, name, batch))
+
+    ways, skipped = {BASELINE: way(BASELINE)}, UNCOMPILED if loss == "tangent" else {}
+    if loss == "CFM":
+        ways[AGAIN] = way(BASELINE)
+    else:
+        ways[PLAIN_STEP] = plain(training, batch)
     if compiled:
-        ways = [ways[0], f"{ways[0]} compiled", "fastflow", "fastflow compiled"]
+        ways |= {name: way(name) for name in (f"{BASELINE} compiled", "fastflow compiled") if name not in skipped}
     return Case(
         entry(name, loss, size),
-        ways={
-            way: Way(functools.partial(training.step, way, batch), functools.partial(training.gradients, way, batch))
-            for way in ways
-        },
+        ways=ways | {"fastflow": way("fastflow")},
         truth=functools.partial(training.truth, batch),
         budget=1e-1 if CUDA else 1e-4,
         factor=3.0 if CUDA else math.inf,
         floor=floor(training.model, loss, size),
-        skipped=UNCOMPILED if loss == "TVM" else {},
-        least_rounds=5 if CUDA else 15,
+        skipped=skipped,
+        least_rounds=5 if CUDA or size > 1 else 15,
     )
+
+
+def plain(training: Training, batch: Batch) -> Way:
+    """fastflow's step without a tangent, as a yardstick."""
+    step = training.plain()
+    calls = functools.partial(step.step, "fastflow", batch), functools.partial(step.gradients, "fastflow", batch)
+    return Way(*calls, truth=functools.partial(step.truth, batch))
 
 
 def floor(model: ff.nn.DiT, loss: str, size: int) -> roofline.Floor:
@@ -91,7 +105,7 @@ def floor(model: ff.nn.DiT, loss: str, size: int) -> roofline.Floor:
     net = roofline.network(model, size)
     step = roofline.training_step(net)
     jvp = net.forward + net.attention
-    more = {"CFM": 0, "MeanFlow": jvp, "TVM": jvp + 2 * jvp - 3 * net.first}
+    more = {"CFM": 0, "MeanFlow": jvp, "tangent": jvp + 2 * jvp - 3 * net.first}
     return roofline.Floor(step.flops + more[loss], step.bytes)
 
 
@@ -103,7 +117,7 @@ def test_training_step(record, name, loss, size):
 
 @pytest.mark.full
 @pytest.mark.skipif(not CUDA, reason="compilation takes longer than all other cases on a CPU")
-@pytest.mark.parametrize("loss", ["CFM", "MeanFlow"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_compiled_training_step(record, name, loss):
     torch.manual_seed(0)
@@ -118,7 +132,7 @@ def test_compiled_training_step(record, name, loss):
 def test_largest_batch(name, loss, request):
     torch.manual_seed(0)
     training = Training(MODELS[name](), loss, DTYPE)
-    found = [largest_batch_row(training, name, loss, way) for way in (baseline(loss), "fastflow")]
+    found = [largest_batch_row(training, name, loss, way) for way in (BASELINE, "fastflow")]
     if request.config.getoption("--record"):
         rows.append(found)
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
@@ -154,7 +168,7 @@ def largest_batch_row(training: Training, name: str, loss: str, way: str) -> row
         "dtype": dtype_name(DTYPE),
         "implementation": way,
         "launch": "eager",
-        "baseline": baseline(loss),
+        "baseline": BASELINE,
         "batch": size,
         "ms": times.p50,
         "images_per_second": round(1e3 * size / times.p50),

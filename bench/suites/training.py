@@ -1,11 +1,10 @@
-"""Training steps of a DiT with losses that differ in their derivatives, on fastflow's ops and on PyTorch alone."""
+"""Training steps of a DiT with losses that differ in their derivatives, on fastflow's ops and on PyTorch's own."""
 
 import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch.func import jvp
 
 import fastflow as ff
 from bench.suites.models import DEVICE, labels, math_attention
-from fastflow.nn import dit
+from bench.suites.on_pytorch import pytorch_ops
 
 PATH = ff.paths.CondOT()
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,13 +52,13 @@ def mean_flow(model: Model, xt: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tens
     return F.mse_loss(u, (v - _per_sample(t) * du).detach())
 
 
-def tvm(model: Model, xt: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-    """``|u + (1 - t) ∂u/∂t - v|²``: a JVP in t and the gradient through it; terminal velocity matching (2511.19797)."""
+def tangent(model: Model, xt: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    """``|u + (1 - t) ∂u/∂t - v|²``: a JVP in t and the gradient through it, as in every loss on a tangent."""
     u, du = jvp(lambda t: model(xt, t, y), (t,), (torch.ones_like(t),))
     return F.mse_loss(u + _per_sample(1 - t) * du, v)
 
 
-OBJECTIVES: dict[str, Objective] = {"CFM": cfm, "MeanFlow": mean_flow, "TVM": tvm}
+OBJECTIVES: dict[str, Objective] = {"CFM": cfm, "MeanFlow": mean_flow, "tangent": tangent}
 
 
 def on_torch(objective: Objective, compiled: bool, model: Model, b: Batch, x0: Tensor | None) -> Tensor:
@@ -80,30 +79,34 @@ def on_fastflow(objective: Objective, compiled: bool, model: Model, b: Batch, x0
     return loss(model, xt, b.t, b.y, ff.target_velocity(noise, b.x1, b.t, path=PATH))
 
 
-ATTENTION = {"math": math_attention, "flash": F.scaled_dot_product_attention, "fastflow": ff.attention}
-
-
 class Training:
-    """A model with its optimizer, and an objective computed in several ways: a key of ``ATTENTION``, or "KEY compiled".
+    """A model with its optimizer, and an objective computed in several ways.
 
-    All ways share the model and differ in the function that its attention calls. Steps of one way change the weights
-    of the next, at a learning rate too small to matter.
+    Ways: "fastflow", "PyTorch" (the same model on PyTorch's own ops: math attention where a tangent passes, else its
+    fastest one), and "WAY compiled". They share the model; steps of one way change the weights of the next, at a
+    learning rate too small to matter.
     """
 
-    def __init__(self, model: dit.DiT, mode: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: ff.nn.DiT, mode: str, dtype: torch.dtype) -> None:
         self.model, self.objective, self.dtype = model.to(DEVICE), OBJECTIVES[mode], dtype
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-6, fused=True, capturable=DEVICE.type == "cuda"
         )
 
+    def plain(self) -> "Training":
+        """Return the training of the same model by the same optimizer without any tangent."""
+        other = copy.copy(self)
+        other.objective = cfm
+        return other
+
     def loss(self, way: str, batch: Batch, x0: Tensor | None = None) -> Tensor:
         name, *compiled = way.split()
-        compute = on_fastflow if name == "fastflow" else on_torch
-        with (
-            mock.patch.object(dit, "attention", ATTENTION[name]),
-            torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype != torch.float32),
-        ):
-            return compute(self.objective, bool(compiled), self.model, batch, x0)
+        with torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype != torch.float32):
+            if name == "fastflow":
+                return on_fastflow(self.objective, bool(compiled), self.model, batch, x0)
+            attention = F.scaled_dot_product_attention if self.objective is cfm else math_attention
+            with pytorch_ops(attention, through_tangent=self.objective is tangent):
+                return on_torch(self.objective, bool(compiled), self.model, batch, x0)
 
     def step(self, way: str, batch: Batch) -> tuple[Tensor]:
         """Do one training step on newly drawn noise and return the loss."""
@@ -119,10 +122,10 @@ class Training:
         return loss.detach(), _flat(torch.autograd.grad(loss, tuple(self.model.parameters())))
 
     def truth(self, batch: Batch, together: int = 8) -> tuple[Tensor, Tensor]:
-        """Return ``gradients`` in float64 on math attention. together: samples at a time."""
+        """Return ``gradients`` in float64 on PyTorch's ops and math attention. together: samples at a time."""
         model = copy.deepcopy(self.model).double()
         total = torch.zeros((), dtype=torch.float64, device=DEVICE)
-        with mock.patch.object(dit, "attention", math_attention):
+        with pytorch_ops():
             for part in batch.in_float64(together):
                 loss = on_torch(self.objective, False, model, part, part.x0) * (len(part.t) / len(batch.t))
                 loss.backward()

@@ -6,14 +6,16 @@ import re
 import pytest
 
 from bench.harness import rows as results
+from bench.harness.case import PLAIN_STEP
 from bench.harness.slope import slope
 from bench.report import build as report
 from bench.report.__main__ import main
+from bench.report.bars import bars
 from bench.report.markdown import number
 from bench.report.pictures import draw
 from bench.report.readme import BEGIN, END, NO_GPU, NOTHING
 from bench.report.relabel import missing, relabel
-from bench.report.table import SUITES, devices, is_gpu
+from bench.report.table import SUITES, Table, devices, is_gpu
 from bench.suites.entries import entries
 from bench.suites.test_attention import TVM
 
@@ -164,7 +166,7 @@ def test_the_readme_tells_how_memory_grows(folder):
 
 
 def test_the_largest_batches_stand_in_the_readme_and_on_the_page(folder):
-    fields = {"op": "largest batch", "mode": "DiT-B/2, TVM", "shape": [4, 32, 32], "images_per_second": 900}
+    fields = {"op": "largest batch", "mode": "DiT-B/2, tangent", "shape": [4, 32, 32], "images_per_second": 900}
     largest = [row(GPU, GPU_JOINT, *way, **fields) for way in (("math", 9.0), ("fastflow", 8.0))]
     for r, batch in zip(largest, (96, 320)):
         r["batch"] = batch
@@ -172,9 +174,53 @@ def test_the_largest_batches_stand_in_the_readme_and_on_the_page(folder):
             del r[name]
         del r["times_as_fast"], r["roof_share"], r["roof_tflops"], r["peak_mb"]  # as test_training.py writes it
     text = readme_for([*pair(GPU, GPU_JOINT), *largest])
-    assert "Largest batch that fits, DiT-B/2, TVM: 96 with math, 320 with fastflow." in text
+    assert "Largest batch that fits, DiT-B/2, tangent: 96 with math, 320 with fastflow." in text
     page = results.path_of(GPU).with_suffix(".md").read_text()
-    assert "| DiT-B/2, TVM | fastflow | 320 | 900 |" in page
+    assert "| DiT-B/2, tangent | fastflow | 320 | 900 |" in page
+
+
+def test_steps_stand_on_the_page_over_the_plain_step_of_their_own_case(folder):
+    step = next(e for e in entries(False) if e.mode == "DiT-S/2, tangent")
+    times = {"PyTorch": 100.0, PLAIN_STEP: 25.0, "fastflow": 60.0}
+    other = {"mode": "DiT-S/2, MeanFlow", "times_as_fast": 1.0}
+    readme_for([*(row(CPU, step, *x) for x in times.items()), row(CPU, step, "fastflow", 1.0, **other)])
+    page = results.path_of(CPU).with_suffix(".md").read_text().partition("## Training steps over the plain step")[2]
+    size = step.shape[0]
+    assert f"| DiT-S/2, tangent | {size} | PyTorch | 4.00 |" in page
+    assert f"| DiT-S/2, tangent | {size} | fastflow | 2.40 |" in page
+    assert "MeanFlow |" not in page
+
+
+def test_bars_are_held_to_the_rows(folder, capsys):
+    step, over = (
+        next(e for e in entries(False) if e.mode == mode) for mode in ("DiT-S/2, tangent", "digits DiT, exact")
+    )
+    times = {"PyTorch": 150.0, PLAIN_STEP: 50.0, "fastflow": 100.0}
+    other = {"64 VJPs, one graph": 100.0, "fastflow forward": 95.0, "fastflow reverse": 91.0}
+    rows = [row(CPU, e, *x) for e, ways in ((step, times), (over, other)) for x in ways.items()]
+    found = {bar.name: bar for bar in bars(Table(rows, CPU))}
+    first = found["DiT-S/2, tangent loss, batch 1: times as fast as PyTorch"]
+    assert (first.measured, first.is_met) == (1.5, True)
+    assert found["DiT-S/2, tangent loss, batch 1: peak memory"].measured == 8 / 64
+    assert found["DiT-S/2, tangent loss, batch 1: over the plain step"].measured == 2.0
+    exact = found["64 products, best mode: time over 64 VJPs, one graph"]
+    assert (exact.measured, exact.is_met) == (0.91, False)
+    unmeasured = found["16 products, best mode: time over 16 VJPs"]
+    assert (unmeasured.measured, unmeasured.is_met) == (None, False)
+    assert bars(Table(rows, GPU)) == []
+    page = (readme_for(rows), results.path_of(CPU).with_suffix(".md").read_text())[1]
+    assert f"| {first.name} | 1.50 | ≥ 1.40 | yes |" in page
+    assert f"| {exact.name} | 0.91 | ≤ 0.90 | no |" in page
+    assert main(["--bars"]) == 1
+    assert f"{CPU}: {exact.name}: 0.91, must be at most 0.90" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("again", "own", "met"), [(104.0, 103.0, True), (96.0, 104.0, True), (101.0, 103.0, False)])
+def test_a_plain_step_may_be_slower_by_the_noise(again, own, met):
+    step = next(e for e in entries(False) if e.mode == "DiT-S/2, CFM")
+    times = {"PyTorch": 100.0, "PyTorch again": again, "fastflow": own}
+    found = bars(Table([row(CPU, step, *x) for x in times.items()], CPU))
+    assert next(bar for bar in found if "CFM" in bar.name).is_met == met
 
 
 def test_checks_stand_on_the_page(folder):
@@ -280,7 +326,7 @@ def test_the_readme_shows_attention_first_and_the_flow_step_last(folder):
     )
     whats = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.endswith("` |")]
     assert [what.split(",")[0] for what in whats] == [
-        *("attention", "attention", "divergence", "training step", "flow step", "flow step"),
+        *("attention", "divergence", "training step", "training step", "flow step", "flow step"),
     ]
 
 

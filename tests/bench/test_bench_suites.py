@@ -6,8 +6,10 @@ import dataclasses
 import pytest
 import torch
 
+from bench.harness.block_ops import BLOCK_OPS, Sizes
 from bench.harness.case import is_own, verify
 from bench.suites import test_attention as attention
+from bench.suites import test_block_ops as block_ops
 from bench.suites import test_divergence as divergence
 from bench.suites import test_flow_step as flow_step
 
@@ -57,6 +59,15 @@ def test_attention_is_checked_in_blocks_where_float64_does_not_fit(monkeypatch):
     monkeypatch.setattr(attention, "math_attention", None)
     for got, want in zip(case.truth(), whole, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", block_ops.MODES)
+@pytest.mark.parametrize("name", BLOCK_OPS)
+def test_block_op_cases(name, mode):
+    case = block_ops.case(name, mode, Sizes(2, 3, 8, 2), torch.float32)
+    assert set(verify(case).errors) == {"PyTorch", "fastflow"}
+    assert case.floor.bytes > 0
+    assert (case.floor.flops > 0) == (name == "linear")
 
 
 @pytest.mark.parametrize("drawn", [False, True], ids=["given", "drawn"])

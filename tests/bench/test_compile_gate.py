@@ -7,8 +7,10 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.compiler import report as compile_report
+from fastflow.kernels._common.compile_case import ARCHES
 
 REFRESH = "python -m bench.compiler"
+BLOCK_FAMILIES = {"activation", "gate", "norm", "rope"}
 
 
 def key(row):
@@ -28,6 +30,19 @@ def test_committed_report_is_of_these_sources_and_within_bounds(family, committe
     cases = {(family, case.name, case.arch): case for case in compile_report.cases(family)}
     assert cases.keys() == rows.keys(), f"the cases changed since the report: run {REFRESH}"
     assert [fault for k, row in rows.items() for fault in compile_report.faults(cases[k], row)] == []
+
+
+@pytest.mark.parametrize("family", sorted(set(compile_report.families()) & BLOCK_FAMILIES))
+def test_block_ops_spill_nowhere_at_the_widths_of_common_models(family, committed):
+    cases = [c for c in compile_report.cases(family) if c.name.endswith("bf16")]
+    found = {arch: [c for c in cases if c.arch == arch] for arch in ARCHES}
+    widths = {arch: {w for c in of_arch if (w := c.constants.get("D"))} for arch, of_arch in found.items()}
+    assert all(found.values())
+    assert all(not of_arch or {384, 768, 1152, 1536} <= of_arch for of_arch in widths.values())
+    for case in cases:
+        if case.constants.get("D", 0) <= 1536:
+            assert case.spill_free, case.name
+            assert committed[family, case.name, case.arch]["spills"] == 0
 
 
 def test_table_shows_the_committed_rows(committed):

@@ -34,7 +34,11 @@ def guard_zones(setting: Setting) -> list[Case]:
 def _guarded(subject: Subject) -> Callable[[], list[Finding]]:
     def check() -> list[Finding]:
         allocate = GuardedAllocator()
-        with mock.patch.object(torch, "empty", allocate):
+
+        def new_empty(x: Tensor, *shape, dtype=None, device=None) -> Tensor:
+            return allocate(*shape, dtype=dtype or x.dtype, device=device or x.device)
+
+        with mock.patch.object(torch, "empty", allocate), mock.patch.object(Tensor, "new_empty", new_empty):
             results = subject.kernels()
         if not allocate.blocks:
             return [Finding(subject.name, torch.inf, "no output was allocated")]

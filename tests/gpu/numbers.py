@@ -2,23 +2,36 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
 
 import torch
 import triton
 
+from bench.harness.block_ops import BLOCK_OPS, Mode
 from bench.harness.checks import Finding, Setting
 from bench.harness.directions import architecture, forced, subject_of
 from bench.harness.rows import dtype_name
-from bench.harness.subjects import Subject, attention_backward, attention_forward, dtypes, every_launcher, flow_step
+from bench.harness.subjects import (
+    Subject,
+    attention_backward,
+    attention_forward,
+    block_op,
+    dtypes,
+    every_launcher,
+    flow_step,
+)
 from fastflow.kernels.attention.config import CONFIGS, DIRECTIONS, WIDTHS, Config
 from tests.gpu.parts import Case
 
 REPEATS = 100
 _TUNED_WIDTHS = (64, 128)  # head dims of ``tuning_candidates``
+_ODD_WIDTHS = (1, 63, 100, 1000, 1152)  # of the block ops
+_ROW_WIDTHS = tuple(n for i in range(6, 15) for n in ((1 << i) - 1, 1 << i))
+_NORMS = ("layer norm, modulated", "RMS norm", "gated add + layer norm")
 
 
 def dtype_budgets(setting: Setting) -> list[Case]:
-    """Check every launcher in every dtype, and attention at several head dims, masks and head groups."""
+    """Check every launcher in every dtype; attention at several head dims, masks, groups; block ops at odd widths."""
     widths = (16,) if setting.dry else (64, 72, 128)
     subjects = [s for dtype in dtypes(setting) for s in _budgets(setting, dtype, widths)]
     return [Case(s.name, s.findings) for s in subjects]
@@ -32,6 +45,9 @@ def _budgets(setting: Setting, dtype: torch.dtype, widths: tuple[int, ...]) -> I
         for fields in ({"h": False}, {}):
             yield attention_backward(setting, dtype, width=width, **fields)
     yield flow_step(setting, dtype, drawn=True, row_size=64 if setting.dry else 4096)
+    for name, mode, width in itertools.product(BLOCK_OPS, get_args(Mode), () if setting.dry else _ODD_WIDTHS):
+        if width > 1 or name != "RoPE":  # which rotates pairs
+            yield block_op(setting, dtype, name, mode, width)
     if setting.dry and dtype != torch.float32:
         return
     for fields in ({"is_causal": True}, {"mask": "bool-row"}, {"mask": "bias"}, {"Hk": 1}):
@@ -42,7 +58,16 @@ def _budgets(setting: Setting, dtype: torch.dtype, widths: tuple[int, ...]) -> I
 def configurations(setting: Setting) -> list[Case]:
     """Check the tuning table's rows for this architecture and for float32, at their widths."""
     rows = itertools.product(_arches(setting), WIDTHS[:1] if setting.dry else WIDTHS, DIRECTIONS)
-    return _configurations(setting, ((d, w, dtype, CONFIGS.get((arch, w, d))) for (arch, dtype), w, d in rows))
+    attention = _configurations(setting, ((d, w, dtype, CONFIGS.get((arch, w, d))) for (arch, dtype), w, d in rows))
+    return [*attention, *_row_widths(setting)]
+
+
+def _row_widths(setting: Setting) -> Iterator[Case]:
+    """Yield a case for each tile of the norms, whose programs hold whole rows: every power of two and one less."""
+    dtype = dtypes(setting)[-1]
+    for name, width in itertools.product(_NORMS, (16,) if setting.dry else _ROW_WIDTHS):
+        subject = block_op(setting, dtype, name, "joint", width)
+        yield Case(subject.name, subject.findings)
 
 
 def tuning_candidates(setting: Setting) -> list[Case]:

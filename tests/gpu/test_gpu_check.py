@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ pytest.importorskip("triton")
 
 from bench.harness import rows as results
 from bench.harness.checks import Finding, Setting, workers
-from bench.harness.subjects import flow_step
+from bench.harness.subjects import every_launcher, flow_step
 from bench.report.correctness import check_lines
 from fastflow.kernels.attention import forward
 from fastflow.kernels.divergence import reduce
@@ -269,8 +271,21 @@ def test_sanitizer(lines, status, verdict, tmp_path, monkeypatch):
     assert row["verdict"] == verdict
 
 
-def test_every_launcher_is_looked_at():
+@pytest.mark.slow
+def test_every_kernel_is_launched(monkeypatch):
     """A new kernel must join the check."""
-    kernels = {path.stem for path in (results.ROOT / "kernels").glob("*/*.py") if "@triton.jit" in path.read_text()}
-    seen = {"backward", "backward_keys", "backward_queries", "forward", "gaussian", "interpolate", "loss", "probes"}
-    assert kernels - {"_tile", "philox", "tiles"} == seen | {"reduce"}
+    from triton.runtime.interpreter import GridExecutor
+
+    launched, launch = set(), GridExecutor.__call__
+
+    def seen(self, *args, **options):
+        launched.add((Path(self.fn.__code__.co_filename).resolve(), self.fn.__name__))
+        return launch(self, *args, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", seen)
+    for subject in every_launcher(DRY, torch.float32, 16):
+        subject.kernels()
+    files = [path.resolve() for path in (results.ROOT / "kernels").glob("*/*.py")]
+    kernels = {(path, name) for path in files for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)}
+    assert len(kernels) > 10
+    assert kernels - launched == set()
