@@ -34,7 +34,7 @@ _PREDICTED = f"""\
 
 **A model, not a measurement**: `bench/traffic/predict.py` says what it assumes. DiT-XL/2's width of 1,152 in bf16 on an
 H100: {predict.HBM / 1e12} TB/s, {predict.IN_FLIGHT >> 10} KiB in flight on each of {predict.SMS} SMs for all of it,
-blocks per SM and instructions from the compile report. In flight: what the loads of the resident blocks are.
+blocks per SM and instructions from the compile report. In flight: bytes of the resident blocks' loads.
 """
 
 _LAUNCHES = """\

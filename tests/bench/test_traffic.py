@@ -9,10 +9,12 @@ import triton
 import triton.language as tl
 
 import fastflow as ff
+from bench.compiler.report import source_hash
 from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Sizes
 from bench.harness.pytorch_ops import OPS
 from bench.harness.traffic import bytes_of, counted
-from bench.traffic import predict
+from bench.traffic import moved, predict, report
+from bench.traffic.moved import PASSES
 from tests.compare import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="counts in the interpreter")
@@ -140,3 +142,34 @@ def test_a_loop_keeps_one_iteration_in_flight():
     kernel = {"loaded": 4 * 4096, "stored": 4096, "burst": 4096}
     assert predict.bandwidth(kernel, BUDGET | {"part": "loop"}, 1.0).in_flight == 8 * 4096
     assert predict.bandwidth(kernel, BUDGET, 1.0).in_flight == 8 * 4 * 4096
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return report.recorded()
+
+
+def test_the_recorded_report_is_of_these_sources_and_within_limits(recorded):
+    counted_rows = [row for row in recorded if "floor" in row]
+    assert [(row["op"], row["pass"]) for row in counted_rows] == [
+        (op, x) for op in moved.OPS_OF_KERNELS for x in PASSES
+    ]
+    for row in counted_rows:
+        assert row["source"] == source_hash(row["family"]), "the kernels changed: run python -m bench.traffic"
+    assert report.faults(recorded) == []
+    assert len(list(report.predictions(counted_rows))) == len(counted_rows)
+    assert report.TABLE.read_text() == report.text(recorded)
+
+
+def test_a_block_launches_less_than_a_third_of_pytorchs_kernels(recorded):
+    found = {(row["way"], row["pass"]): row["launches"] for row in recorded if "way" in row}
+    for name in PASSES:
+        assert 3 * found["fastflow", name] < found["PyTorch", name]
+
+
+def test_faults_are_seen():
+    row = {"op": "x", "pass": "joint forward", "floor": 100, "moved": 105, "reloads": 1.0, "family": "noise"}
+    row["kernels"] = [{"kernel": "none", "programs": 1, "loaded": 1, "stored": 1, "burst": 1}]
+    assert report.faults([row]) == []
+    assert "1.060 times the floor" in report.faults([row | {"moved": 106}])[0]
+    assert "2.0 times" in report.faults([row | {"reloads": 2.0}])[0]
