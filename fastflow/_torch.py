@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, overrides
 from torch._C import _functorch
 from torch._functorch import eager_transforms
+from torch._functorch.autograd_function import VmapInfo
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
@@ -21,6 +22,7 @@ from torch.utils import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_LEVELS = 8
+_native_layer_norm, _linear = torch.native_layer_norm, torch._C._nn.linear  # before anything can replace them
 _TRACING = {
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.functional_tensor.FunctionalTensor",
@@ -171,6 +173,28 @@ def one_level_down(function: Callable[..., Sequence[Tensor]]) -> Callable[..., t
     return lowered
 
 
+def through_vmap(
+    function: Callable[..., Sequence[Tensor]], rule: Callable[..., Any], args: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """Run ``function(*args)`` by its vmap rule, ``rule(function, info, dims, args)``, below the innermost vmap.
+
+    This is what ``torch.func`` does with an autograd.Function, without its search for defaults and dispatch keys.
+    """
+    interpreter = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+    operands, dims = [], []
+    for x in unwrap_dead_wrappers(tuple(args)):
+        value, dim = _functorch._unwrap_batched(x, level) if isinstance(x, Tensor) else (x, None)
+        operands.append(value)
+        dims.append(dim)
+    with interpreter.lower():
+        if all(dim is None for dim in dims):
+            return tuple(function(*operands))
+        info = VmapInfo(batch_size=interpreter.batch_size(), randomness=interpreter.randomness())
+        results, axes = rule(function, info, tuple(dims), tuple(operands))
+    return tuple(y if axis is None else _functorch._add_batch_dim(y, axis, level) for y, axis in zip(results, axes))
+
+
 def apply(function: Any, *args: Any) -> Any:
     """Call ``function.apply(*args)`` on an autograd.Function with all its arguments given.
 
@@ -214,6 +238,19 @@ def is_transparent(kind: type) -> bool:
 def own_attention(*args: Any, **kwargs: Any) -> Tensor:
     """Call PyTorch's scaled_dot_product_attention, also while ``torch.nn.functional`` holds a replacement."""
     return torch._C._nn.scaled_dot_product_attention(*args, **kwargs)
+
+
+def native_layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call PyTorch's, also while ``torch`` holds a replacement. Only private API skips the mode that would call it."""
+    with torch._C.DisableTorchFunction():
+        return _native_layer_norm(x, shape, weight, bias, eps)
+
+
+def own_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Call PyTorch's linear, also while ``torch._C._nn`` holds a replacement."""
+    return _linear(x, weight, bias)
 
 
 def is_batched_grad(x: Tensor) -> bool:
@@ -320,3 +357,12 @@ def native_layer_norm_backward(
     """Return the gradients of ``torch.native_layer_norm``, by the fused kernel, which cannot be differentiated."""
     backward = torch.ops.aten.native_layer_norm_backward
     return backward(grad, x, shape, mean, rstd, weight, bias, list(needed))
+
+
+def weight_norm_backward(grad: Tensor, w: Tensor, a: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of w and a for ``a w / ‖w‖`` by rows, by the fused kernel, which cannot be differentiated.
+
+    w: ``[N, D]``; a, norm: ``[N, 1]``, norm in place of ‖w‖. The public weight norm does not take it. On a CPU the
+    kernel reads a strided grad as if it were contiguous (seen in 2.11 and 2.13).
+    """
+    return torch.ops.aten._weight_norm_interface_backward(grad.contiguous(), w.contiguous(), a, norm, 0)

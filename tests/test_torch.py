@@ -340,6 +340,19 @@ def test_native_layer_norm_backward():
     torch.testing.assert_close(tuple(actual), expected)
 
 
+def test_weight_norm_backward():
+    w, a, g = (torch.randn(3, n, requires_grad=True) for n in (4, 1, 4))
+    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    expected = torch.autograd.grad(a * w / norm, (w, a), g)
+    torch.testing.assert_close(_torch.weight_norm_backward(g, w, a, norm), expected)
+
+
+def test_own_linear():
+    w, b = torch.randn(4, 3), torch.randn(4)
+    torch.testing.assert_close(_torch.own_linear(X, w, b), X @ w.mT + b)
+    torch.testing.assert_close(_torch.own_linear(X, w, None), X @ w.mT)
+
+
 def test_innermost_is_jvp():
     wanted = dict.fromkeys(("none", "grad", "vmap", "vmap of grad", "jvp of grad", "dual level"), False)
     assert seen(lambda x: _torch.innermost_is_jvp()) == wanted | {"jvp": True}

@@ -2,3 +2,4 @@
 
 from .dit import DiT as DiT
 from .mlp import VelocityMLP as VelocityMLP
+from .rope import rope_table as rope_table

@@ -1,12 +1,16 @@
 """Embeddings of the time and of patch positions for the DiT."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._dtypes import at_least_float32
+from ..ops.activation import silu
+from ..ops.rope import rope
+from .linear import Linear
+from .rope import rope_table
 
 _MAX_PERIOD = 10_000.0
 
@@ -29,8 +33,8 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.num_frequencies = num_frequencies
         self.time_scale = time_scale
-        self.linear1 = nn.Linear(2 * num_frequencies, hidden_size)
-        self.linear2 = nn.Linear(hidden_size, hidden_size)
+        self.linear1 = Linear(2 * num_frequencies, hidden_size)
+        self.linear2 = Linear(hidden_size, hidden_size)
         for layer in (self.linear1, self.linear2):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -42,7 +46,20 @@ class TimeEmbedding(nn.Module):
         omega = self.time_scale * torch.exp(-math.log(_MAX_PERIOD) / self.num_frequencies * k)
         angle = t[:, None] * omega
         waves = torch.cat((angle.cos(), angle.sin()), dim=1)
-        return self.linear2(F.silu(self.linear1(waves.to(self.linear1.weight.dtype))))
+        return self.linear2(silu(self.linear1(waves.to(self.linear1.weight.dtype))))
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotation of each head's queries or keys by their position in a grid, see :func:`rope_table`."""
+
+    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        for name, table in zip(("cos", "sin"), rope_table(sizes, dim)):
+            self.register_buffer(name, table, persistent=False)  # [N, dim / 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x ``[B, H, N, D]`` to the same shape."""
+        return rope(x, self.cos, self.sin)
 
 
 def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:

@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 class VelocityMLP(nn.Module):
     """Velocity ``v(x, t)`` of points by an MLP with SELU: dim + 1 → hidden_size (depth times) → dim.
@@ -23,9 +25,9 @@ class VelocityMLP(nn.Module):
     def __init__(self, dim: int, hidden_size: int = 64, depth: int = 3) -> None:
         super().__init__()
         widths = [dim + 1] + depth * [hidden_size]
-        hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.SELU())]
+        hidden = [layer for pair in pairwise(widths) for layer in (Linear(*pair), nn.SELU())]
         self.dim = dim
-        self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], dim))
+        self.layers = nn.Sequential(*hidden, Linear(widths[-1], dim))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the velocity at ``(x, t)``.

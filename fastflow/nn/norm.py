@@ -1,39 +1,45 @@
-"""Layer and RMS norm whose tangents can be differentiated.
+"""The norms of the DiT, between a gated branch and the next one."""
 
-PyTorch's fused norms are used if there is no tangent. Otherwise the norm is written out, because a gradient through the
-tangent of PyTorch's layer norm is silently wrong (pytorch#196700).
-"""
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._torch import inside_transform
-from ..ops import _norms
-from ..ops._tangents import has_tangent
+from ..ops.gate import gated_add, gated_add_layer_norm
+from ..ops.norm import layer_norm, rms_norm
+
+NormKind = Literal["layer", "rms"]
 
 
-def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return ``(x − mean x) / sqrt(var x + eps)`` over the last axis, differentiable in every mode.
+class Branch(NamedTuple):
+    """The output ``[B, N, D]`` of a branch and its gate ``[B, 1, D]``, to be added by the next norm."""
+
+    gate: Tensor
+    out: Tensor
+
+
+def add_and_normalize(
+    kind: NormKind, x: Tensor, branch: Branch | None, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ``x' = x + gate ∘ out`` and ``norm(x') (1 + scale) + shift``.
 
     Args:
-        x: ``[..., D]``.
-        eps: keeps constant rows finite.
-
-    Returns:
-        A tensor of the shape of x.
-
-    Source: Ba et al. (1607.06450), without gain and bias.
+        kind: ``"layer"`` or ``"rms"``, without weights.
+        x: ``[B, N, D]``.
+        branch: None for x' = x.
+        shift: ``[B, 1, D]``.
+        scale: ``[B, 1, D]``.
     """
-    if _written_out(x):
-        return _norms.layer_norm(x, 1, None, None, eps)
-    if _norms.is_recorded(x):
-        return _norms.recorded_layer_norm(x, (x.shape[-1],), None, None, eps)
-    return F.layer_norm(x, x.shape[-1:], eps=eps)
+    if kind == "rms":
+        x = x if branch is None else gated_add(x, *branch)
+        return x, rms_norm(x, shift=shift, scale=scale)
+    if branch is None:
+        return x, layer_norm(x, shift=shift, scale=scale)
+    return gated_add_layer_norm(x, *branch, shift=shift, scale=scale)
 
 
 class RMSNorm(nn.Module):
-    """``g ∘ x / sqrt(mean x² + eps)`` over the last axis, differentiable in every mode.
+    """``g ∘ x / sqrt(mean x² + eps)`` over the last axis.
 
     Args:
         size: length of the last axis.
@@ -49,11 +55,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x ``[..., size]`` to the same shape."""
-        if _written_out(x, self.weight):
-            return _norms.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-
-def _written_out(*tensors: Tensor) -> bool:
-    # a compiler fuses the written-out form as well
-    return torch.compiler.is_compiling() or inside_transform() or has_tangent(*tensors)
+        return rms_norm(x, self.weight, eps=self.eps)

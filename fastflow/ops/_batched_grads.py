@@ -12,11 +12,13 @@ from .. import _torch
 Rule = Callable[..., tuple[Any, ...]]
 
 
-def maps_batched_grads(rule: Rule) -> Rule:
+def maps_batched_grads(rule: Rule, takes_many: bool = False) -> Rule:
     """Run the backward of a Function under ``torch.vmap`` where its cotangents are batched by autograd.
 
     Autograd batches them with a mechanism older than torch.func, under which the graph of an autograd.Function is lost
     without an error. ``torch.vmap`` keeps it, and takes the Function's own vmap rules.
+
+    takes_many: rule takes K cotangents ``[K, ...]`` in place of one and returns K gradients, so nothing is mapped.
     """
 
     @functools.wraps(rule)
@@ -25,6 +27,10 @@ def maps_batched_grads(rule: Rule) -> Rule:
             return rule(ctx, *cotangents)
         parts = [(g, None) if g is None else _torch.unbatched_grad(g) for g in cotangents]
         level = next(level for _, level in parts if level is not None)
+        if takes_many:
+            size = next(len(g) for g, level in parts if level is not None)
+            many = (g if g is None or at is not None else g.expand(size, *g.shape) for g, at in parts)
+            return tuple(None if dx is None else _torch.batched_grad(dx, level) for dx in rule(ctx, *many))
         is_given: list[bool] = []
 
         def each(*cotangents: Tensor | None) -> tuple[Tensor, ...]:

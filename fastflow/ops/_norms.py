@@ -101,12 +101,6 @@ def _layer_norm_grads(
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Divide by the root mean square over the last axis; compute at least in float32, return x's dtype."""
-    wide = x.to(at_least_float32(x))
-    return affine(wide * _reciprocal_rms(wide, (-1,), eps), weight, None).to(x.dtype)
-
-
 def affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     y = y if weight is None else y * weight
     return y if bias is None else y + bias

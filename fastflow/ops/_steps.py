@@ -34,6 +34,7 @@ class Step:
     """One of the four functions of an op.
 
     function: works everywhere; at_base: the same without flat arguments, for plain tensors outside of transforms.
+    rule: the vmap rule, of :class:`JoinBatch`.
     """
 
     layout: Layout[Any]
@@ -41,21 +42,33 @@ class Step:
     function: Any
     at_base: Any
     op: Any
+    rule: Callable[..., Any]
 
     def __call__(self, call: Group) -> Any:
         """Call the custom op under torch.compile, else :meth:`run`."""
-        return self.op(*self.layout.flatten(call)) if torch.compiler.is_compiling() else self.run(call)
+        return self._dispatch(self.layout.flatten(call)) if torch.compiler.is_compiling() else self.run(call)
 
     def run(self, call: Group) -> Any:
         """Call the Function; compute without recording a graph if no derivative can be wanted."""
         flat = self.layout.flatten(call)
         tensors = flat[: self.layout.num_tensors]
         if not _torch.can_skip_dispatcher(*tensors):
-            return self.function.apply(*flat) if _differentiating(tensors) else self.op(*flat)
+            if _torch.transforms()[-1:] == ("Vmap",):
+                return _torch.through_vmap(self._run_flat, self._map, flat)
+            return self.function.apply(*flat) if _differentiating(tensors) else self._dispatch(flat)
         return _torch.apply(self.at_base, *tensors, call) if _differentiating(tensors) else self.compute(call)
+
+    def _run_flat(self, *flat: Any) -> Any:
+        return self.run(self.layout.restore(flat))
+
+    def _map(self, call: Callable[..., Any], info: Any, dims: Any, flat: Any) -> Any:
+        return self.rule(call, self.layout, info, dims, flat)
 
     def apply(self, call: Group) -> Any:
         return self.function.apply(*self.layout.flatten(call))
+
+    def _dispatch(self, flat: Sequence[Any]) -> Any:
+        return _packed(self.op(*flat))
 
 
 def registered(
@@ -83,13 +96,12 @@ def registered(
         return fresh(layout.restore(flat), flat) if _torch.can_skip_dispatcher(*flat) else custom(*flat)
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        function.keep(ctx, layout.restore(inputs), output)
+        function.keep(ctx, layout.restore(inputs), _packed(output))
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # Function.apply reads it at every call
     function.__name__ = function.__qualname__ = "".join(part.title() for part in name.split("_"))
     function.forward, function.setup_context = staticmethod(forward), staticmethod(setup_context)
-    function.backward = staticmethod(maps_batched_grads(function.backward))
-
+    function.backward = staticmethod(maps_batched_grads(function.backward, takes_many=role == "forward"))
     function.vmap = staticmethod(lambda info, dims, *flat: rule(function.apply, layout, info, dims, flat))
 
     def flops(*shapes: Any, **_: Any) -> int:
@@ -113,11 +125,25 @@ def registered(
 
     AtBase.__name__ = AtBase.__qualname__ = function.__name__
     schema = f"({layout.schema()}) -> ({', '.join(['Tensor'] * num_outputs)})"
-    custom = custom_op(name, schema, flops)(lambda *flat: _unaliased(compute(layout.restore(flat)), flat))
-    custom.register_fake(lambda *flat: _fake(fake, layout.restore(flat)))
-    custom.register_autograd(op_backward or function.backward, setup_context=setup_context)
-    custom.register_vmap(lambda info, dims, *flat: rule(custom, layout, info, dims, flat))
-    return Step(layout, compute, function, AtBase, custom)
+    opaque = custom_op(name, schema, flops)(lambda *flat: _unpacked(_unaliased(compute(layout.restore(flat)), flat)))
+    opaque.register_fake(lambda *flat: _unpacked(_fake(fake, layout.restore(flat))))
+    opaque.register_autograd(op_backward or function.backward, setup_context=setup_context)
+    opaque.register_vmap(lambda info, dims, *flat: tuple(map(_unpacked, rule(custom, layout, info, dims, flat))))
+
+    def custom(*flat: Any) -> Any:
+        return _packed(opaque(*flat))
+
+    return Step(layout, compute, function, AtBase, opaque, rule)
+
+
+def _packed(results: Any) -> Any:
+    """Return the results of a custom op as a tuple: one with a single result returns the tensor itself."""
+    return (results,) if isinstance(results, Tensor) else results
+
+
+def _unpacked(results: Sequence[Any]) -> Any:
+    """Undo :func:`_packed`."""
+    return results[0] if len(results) == 1 else results
 
 
 def keep(ctx: Any, step: Step, backward_call: Group) -> None:

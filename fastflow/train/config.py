@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..nn.dit import MLPKind
+from ..nn.norm import NormKind
 from ..paths import PathName
 from ..sampling import Solver
 from .settings import (
@@ -29,6 +31,7 @@ _FREE_TO_CHANGE = (
     *("sample_steps", "solver", "guidance", "eval_samples"),
 )
 
+ADDED: dict[str, Any] = {"norm": "layer", "rope": False, "mlp": "gelu"}  # settings newer than runs that still load
 
 INTERVALS = {
     "image_size": Interval(1, 1 << 13),
@@ -115,8 +118,14 @@ class Config:
     """Number of attention heads of the DiT."""
     patch_size: int | None = None
     """Side of the DiT's patches; by default 2 for images of up to 16 pixels, else 4."""
+    norm: NormKind = "layer"
+    """Norm of the DiT's tokens: layer, or rms for RMS norm without weights."""
     qk_norm: bool = False
     """Apply RMS norm to queries and keys."""
+    rope: bool = False
+    """Rotate queries and keys by the position of their patch."""
+    mlp: MLPKind = "gelu"
+    """MLP of the DiT: gelu, or swiglu with as many parameters."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is the GPU if there is one."""

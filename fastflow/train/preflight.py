@@ -95,7 +95,10 @@ def _check_used(config: Config, spec: DataSpec) -> None:
         "image_size": (spec.shape[1:] == (config.image_size, config.image_size), "folders of images"),
         "patch_size": network,
         "num_heads": network,
+        "norm": network,
         "qk_norm": network,
+        "rope": network,
+        "mlp": network,
         "sigma": (config.path in has_sigma, f"the paths {', '.join(has_sigma)}"),
         "class_dropout": (spec.num_classes > 0, "data with labels"),
     }

@@ -14,7 +14,7 @@ from ..nn import DiT, VelocityMLP
 from ..ops.random import GaussianNoise
 from ..sampling import Solver, Velocity, classifier_free_guidance, sample_ode
 from .checkpoint import Checkpoint, restore_newest
-from .config import Config
+from .config import ADDED, Config
 from .data import DataSpec
 from .errors import DamagedCheckpointError, NonFiniteError, UnsupportedCheckpointError
 from .purposes import Purpose, seeded_initialisation
@@ -51,6 +51,9 @@ def build_model(config: Config, spec: DataSpec) -> Model:
             num_classes=spec.num_classes,
             class_dropout=config.class_dropout,
             qk_norm=config.qk_norm,
+            norm=config.norm,
+            rope=config.rope,
+            mlp=config.mlp,
         )
 
 
@@ -98,9 +101,9 @@ def read_description(meta: dict[str, Any]) -> tuple[Config, DataSpec]:
 
     Raises:
         DamagedCheckpointError: a value is missing or invalid.
-        UnsupportedCheckpointError: the settings are not those that this version has.
+        UnsupportedCheckpointError: the settings are not those that this version has, but for those it added.
     """
-    return _from_json(Config, meta, "config"), _from_json(DataSpec, meta, "data")
+    return _from_json(Config, meta, "config", ADDED), _from_json(DataSpec, meta, "data", {})
 
 
 def _restore(checkpoint: Checkpoint) -> Run:
@@ -110,10 +113,11 @@ def _restore(checkpoint: Checkpoint) -> Run:
     return Run(config, spec, build_path(config), model.eval(), checkpoint.step)
 
 
-def _from_json(kind: Any, meta: dict[str, Any], name: str) -> Any:
+def _from_json(kind: Any, meta: dict[str, Any], name: str, added: dict[str, Any]) -> Any:
     values = meta.get(name)
     if not isinstance(values, dict):
         raise DamagedCheckpointError(f"{name} is missing")
+    values = {**added, **values}
     fields = {field.name for field in dataclasses.fields(kind)}
     for key in sorted(values.keys() ^ fields):
         reason = "lacks" if key in fields else "has the unknown key"

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from fastflow.nn.norm import RMSNorm, layer_norm
+from fastflow.nn.norm import RMSNorm
+from fastflow.ops.norm import layer_norm
 from tests.compare import assert_close
 
 Norm = Callable[[Tensor], Tensor]
@@ -71,7 +72,7 @@ def test_gradcheck(name: str) -> None:
 
 
 def test_pytorchs_layer_norm_still_needs_the_detour() -> None:
-    """A failure means that PyTorch has fixed pytorch#196700, and that ``fastflow.nn.norm`` can go."""
+    """A failure means that PyTorch has fixed pytorch#196700."""
     torch.manual_seed(0)
     x, v, direction = draw(3, 2, 8).unbind()
 

@@ -187,6 +187,16 @@ def test_another_versions_checkpoint_is_refused_and_kept(
     assert last(run).exists()
 
 
+def test_a_run_from_before_the_dits_options_goes_on(run: Path, whole: Path) -> None:
+    for folder in (run / "checkpoints").iterdir():
+        rewrite(folder, lambda m: [m["meta"]["config"].pop(name) for name in ("norm", "rope", "mlp")])
+    restored = load_run(run)
+    assert (restored.config.norm, restored.config.rope, restored.config.mlp) == ("layer", False, "gelu")
+    train(Config(**{**SETTINGS, "steps": 4}, out=run, resume=True))
+    train(Config(**{**SETTINGS, "steps": 4}, out=whole.with_name("longer")))
+    assert_same_run(run, whole.with_name("longer"))
+
+
 def test_a_failed_restore_leaves_nothing_behind(run: Path) -> None:
     """Every checkpoint is refused for its optimizer, which is restored last."""
     for folder in (run / "checkpoints").iterdir():

@@ -54,8 +54,9 @@ def assert_same_run(one: Path, other: Path) -> None:
         POINTS,
         {**POINTS, "path": "bridge", "times": "logit_normal"},
         {**IMAGES, "class_dropout": 0.5, "qk_norm": True},
+        {**IMAGES, "norm": "rms", "qk_norm": True, "rope": True, "mlp": "swiglu"},
     ],
-    ids=["images", "points", "bridge", "dropout"],
+    ids=["images", "points", "bridge", "dropout", "modern block"],
 )
 def test_stop_and_resume(settings: dict[str, object], tmp_path: Path) -> None:
     """Stopped twice, after steps 1 and 7."""

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch.func import jvp, vjp, vmap
 
 from ..._checks import check_value
 from ..._torch import inside_transform
+from .._many_cotangents import many_cotangents
 from .._tangents import has_tangent
 from .graph import check_graph, check_recorded, check_tangent, no_graph_error
 from .options import Mode
@@ -83,9 +85,17 @@ def _reverse(field: Field, x: Tensor, together: int) -> Products:
         return value
 
     if _tape_can_serve(x, together):
-        leaf, value = _record(with_graph, x)
-        return lambda v: (_as_recorded(value), _pull_each(value, leaf, v.to(value.dtype)))
-    value, pull = vjp(with_graph, x)[:2]
+        shared = many_cotangents if together > 1 and x.device.type == "cpu" else nullcontext
+        with shared():
+            leaf, value = _record(with_graph, x)
+
+        def products(v: Tensor) -> tuple[Tensor, Tensor]:
+            with shared():
+                return _as_recorded(value), _pull_each(value, leaf, v.to(value.dtype))
+
+        return products
+    with nullcontext() if together == 1 or torch.compiler.is_compiling() else many_cotangents():
+        value, pull = vjp(with_graph, x)[:2]
     each = vmap(lambda v: pull(v)[0], randomness="same")
     return lambda v: (value, each(v.to(value.dtype)))
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..._torch import push_function_mode_below, remove_function_mode
-from . import state
+from . import arithmetic, state
 from .state import Entry, active_backend
 from .table import PLACES, REPLACEMENTS, Replacement
 
@@ -33,7 +33,7 @@ class ReplacingMode(TorchFunctionMode):
     """Call the replacement of a function, however it was imported."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replacement = REPLACEMENTS.get(func)
+        replacement = REPLACEMENTS.get(func) or arithmetic.find(func)
         if replacement is None or active_backend() is None:
             return func(*args, **(kwargs or {}))
         return replacement(func, *args, **(kwargs or {}))

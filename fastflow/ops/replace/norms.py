@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._torch import inside_transform
+from ..._torch import inside_transform, traced_by_autograd
 from .. import _norms
-from .state import tangent_possible
+from ..norm import layer_norm as own_layer_norm
+from .block import valid_shape
+from .state import active_backend, tangent_possible
 
 Original = Callable[..., Any]
 
@@ -26,13 +28,16 @@ def layer_norm(
     *rest: Any,
     **options: Any,
 ) -> Tensor:
-    """Replace ``F.layer_norm`` and ``torch.layer_norm``."""
-    shape = _valid_shape(input, normalized_shape, weight, bias)
-    if shape is not None and _nested():
-        return _norms.layer_norm(_norms.autocast(input), len(shape), weight, bias, eps)
-    if shape is not None and _norms.is_recorded(input, weight, bias):
+    """Replace ``F.layer_norm`` and ``torch.layer_norm``, under AOTAutograd's tracing by the norm written out."""
+    shape = valid_shape(input, normalized_shape, weight, bias)
+    if shape is None or not (_nested() or _norms.is_recorded(input, weight, bias)):
+        return original(input, normalized_shape, weight, bias, eps, *rest, **options)
+    if not _nested():
         return _norms.recorded_layer_norm(input, shape, weight, bias, eps)
-    return original(input, normalized_shape, weight, bias, eps, *rest, **options)
+    if traced_by_autograd():
+        return _norms.layer_norm(_norms.autocast(input), len(shape), weight, bias, eps)
+    rows = [None if x is None else x.flatten(-len(shape)) for x in (input, weight, bias)]
+    return own_layer_norm(*rows, eps=eps, backend=active_backend() or "auto").reshape(input.shape)
 
 
 def native_layer_norm(
@@ -44,7 +49,7 @@ def native_layer_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Replace ``torch.native_layer_norm``, which also ignores the gradients of its second and third result."""
-    shape = _valid_shape(input, normalized_shape, weight, bias)
+    shape = valid_shape(input, normalized_shape, weight, bias)
     if shape is None or not (_nested() or _graph_possible(input)):
         return original(input, normalized_shape, weight, bias, eps)
     x = _norms.autocast(input)
@@ -137,17 +142,6 @@ def _channelwise(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
 
 def _detached(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.detach() for x in tensors]
-
-
-def _valid_shape(
-    input: Any, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None
-) -> tuple[int, ...] | None:
-    """Return normalized_shape, or None if PyTorch would refuse the arguments, or the input is no tensor."""
-    if not isinstance(input, Tensor) or not input.is_floating_point():
-        return None
-    shape = tuple(normalized_shape)
-    fits = bool(shape) and tuple(input.shape[-len(shape) :]) == shape
-    return shape if fits and all(x is None or tuple(x.shape) == shape for x in (weight, bias)) else None
 
 
 def _nested() -> bool:

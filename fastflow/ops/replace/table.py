@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..._torch import weight_norm_owners
-from . import linear_algebra, losses, norms
+from . import block, linear_algebra, losses, norms
 from .attention import scaled_dot_product_attention
 
 Replacement = Callable[..., Any]  # takes the original, then the call's arguments
@@ -26,6 +26,10 @@ class Place:
 
 _TABLE: list[tuple[Replacement, str, tuple[Any, ...]]] = [
     (scaled_dot_product_attention, "scaled_dot_product_attention", (F,)),
+    (block.linear, "linear", (F, torch._C._nn)),
+    (block.gelu, "gelu", (F, torch._C._nn)),
+    (block.silu, "silu", (F, torch._C._nn)),
+    (block.rms_norm, "rms_norm", (F, torch)),
     (norms.layer_norm, "layer_norm", (F, torch)),
     (norms.native_layer_norm, "native_layer_norm", (torch,)),
     (norms.batch_norm, "batch_norm", (torch,)),
@@ -58,6 +62,10 @@ PLACES = tuple(
 # operators that exported graphs call
 _OPERATORS: dict[str, Replacement] = {
     "scaled_dot_product_attention": scaled_dot_product_attention,
+    "linear": block.linear,
+    "gelu": block.gelu,
+    "silu": block.silu,
+    "rms_norm": block.rms_norm,
     "layer_norm": norms.layer_norm,
     "native_layer_norm": norms.native_layer_norm,
     "batch_norm": norms.batch_norm,

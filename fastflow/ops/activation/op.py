@@ -1,0 +1,100 @@
+"""The activations as one twice-differentiable op, ``out = φ(x) ∘ b``, a missing b being 1.
+
+Shapes: x and b alike, with at least one axis; tangents, and cotangents of tangents, with a leading K.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...kernels.activation import aten, reference
+from .._batching import JoinBatch
+from .._calls import Backward, DualBackward, DualForward, Forward
+from .._functions import Functions, absent
+from .._twice_differentiable import TwiceDifferentiable
+
+
+class Primals(NamedTuple):
+    x: Tensor
+    b: Tensor | None
+
+
+class Constants(NamedTuple):
+    """There are none."""
+
+
+class Options(NamedTuple):
+    kind: str  # of reference.KINDS
+    implementation: str  # "triton" or "aten"
+
+
+class ActivationFunctions(Functions):
+    def forward(self, call: Forward) -> tuple[Tensor]:
+        return (_forward_of(call.options).forward(*call.x, call.options.kind),)
+
+    def fake_forward(self, call: Forward) -> tuple[Tensor]:
+        return (call.x.x.new_empty(call.x.x.shape),)
+
+    def backward(self, call: Backward) -> tuple[Tensor, ...]:
+        wants = _wanted(call.x, call.wants)
+        grads = _backward_of(call.options).backward(*call.g, *call.x, call.options.kind, wants)
+        return tuple(absent(call.x.x) if dx is None else dx for dx in grads)
+
+    def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor]:
+        return _forward_of(call.options).dual_forward(*call.x, *call.tangents, call.options.kind)
+
+    def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
+        wants, t_wants = _wanted(call.x, call.wants), _wanted(call.tangents, call.t_wants)
+        operands = (*call.g, *call.h, *call.x, *call.tangents, call.options.kind)
+        grads = _backward_of(call.options).dual_backward(*operands, wants, t_wants)
+        return tuple(absent(call.x.x) if dx is None else dx for dx in grads)
+
+    def plain(self, call: Forward) -> tuple[Tensor] | None:
+        """Return None for a gated activation in Triton, which keeps x and b only; autograd would keep φ(x) too."""
+        (x, b), (kind, implementation) = call.x, call.options
+        if b is not None and implementation == "triton":
+            return None
+        if kind == "silu":
+            phi = F.silu(x)
+        else:
+            phi = F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+        return (phi if b is None else phi * b,)
+
+    def reference(self, call: Forward) -> tuple[Tensor]:
+        return (reference.forward(*call.x, call.options.kind),)
+
+    def dual_reference(self, call: DualForward) -> tuple[Tensor, Tensor]:
+        return reference.dual_forward(*call.x, *call.tangents, call.options.kind)
+
+
+def _wanted(group: Primals, wants: Primals) -> tuple[bool, ...]:
+    return tuple(y is not None and bool(wanted) for y, wanted in zip(group, wants))
+
+
+def _forward_of(options: Options) -> ModuleType:
+    if options.implementation != "triton":
+        return aten
+    from ...kernels.activation import forward  # Triton may be absent
+
+    return forward
+
+
+def _backward_of(options: Options) -> ModuleType:
+    if options.implementation != "triton":
+        return aten
+    from ...kernels.activation import backward
+
+    return backward
+
+
+OP = TwiceDifferentiable(
+    "activation",
+    x=Primals,
+    constants=Constants,
+    options=Options,
+    functions=ActivationFunctions(),
+    batching=JoinBatch(),
+    instead="PyTorch's own function",
+)

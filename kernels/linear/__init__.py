@@ -1,0 +1,1 @@
+"""The linear layer, its tangents and the backward of both."""

@@ -1,0 +1,47 @@
+"""Tiles of the norm kernels, as data.
+
+A program holds whole rows in registers. Each row was chosen from compiler output: the fewest warps that do not spill,
+and as many rows as fill them. None has been timed on a GPU yet.
+"""
+
+from dataclasses import dataclass
+
+MAX_WIDTH = 16384  # a row stays in the registers of one block
+PARTIAL_ROWS = 64  # most rows that share one partial sum: storing and adding it up costs a few per cent of their bytes
+PROGRAMS = 128  # fewer rows share a partial sum where there would be fewer programs
+
+
+@dataclass(frozen=True)
+class Config:
+    """A tile of rows × columns, columns the next power of two above the width."""
+
+    rows: int
+    columns: int
+    num_warps: int
+
+
+# (most columns): rows and warps of the forward and the backward
+_TABLE = {
+    64: ((16, 4), (8, 4)),
+    128: ((8, 4), (4, 4)),
+    256: ((4, 4), (4, 4)),
+    512: ((4, 4), (2, 4)),
+    1024: ((2, 4), (1, 4)),
+    2048: ((1, 4), (1, 8)),
+    4096: ((1, 8), (1, 16)),
+    8192: ((1, 16), (1, 32)),
+    16384: ((1, 32), (1, 32)),
+}
+
+
+def config(width: int, *, backward: bool) -> Config:
+    """Return the tile for rows of this width, at most MAX_WIDTH."""
+    most = next(columns for columns in _TABLE if width <= columns)
+    columns = max(16, 1 << (width - 1).bit_length())
+    rows, num_warps = _TABLE[most][backward]
+    return Config(rows, columns, num_warps)
+
+
+def rows_of_partial(groups: int, rows: int) -> int:
+    """Return how many rows of a group, of ``rows`` each, share one partial sum of the gradients of scale and shift."""
+    return max(1, min(rows, PARTIAL_ROWS, -(-groups * rows // PROGRAMS)))

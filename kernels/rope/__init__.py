@@ -1,0 +1,1 @@
+"""Rotary position embedding: reference, PyTorch's kernels, Triton kernel."""
