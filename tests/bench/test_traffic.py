@@ -132,9 +132,10 @@ def test_the_predicted_bandwidth_by_hand():
     kernel = {"loaded": 4096, "stored": 4096, "burst": 4096}
     found = predict.bandwidth(kernel, BUDGET, 0.98)
     assert (found.in_flight, found.bound, found.share) == (8 * 4096, "memory", 0.98)
-    few = predict.bandwidth(kernel, BUDGET | {"ctas": 2}, 1.0)
+    few = predict.bandwidth(kernel, BUDGET | {"ctas": 1}, 1.0)
     assert few.bound == "latency"
-    assert few.share == pytest.approx(2 * 8192 / predict.BYTES_PER_CYCLE / (predict.LATENCY + 100))
+    latency = predict.IDLE_LATENCY + few.share * (predict.FULL_LATENCY - predict.IDLE_LATENCY)
+    assert few.share == pytest.approx(8192 / predict.BYTES_PER_CYCLE / (latency + 100))
     busy = predict.bandwidth(kernel, BUDGET | {"exp2": 10_000}, 1.0)
     assert busy.bound == "MUFU"
     assert busy.share == pytest.approx(8192 / predict.BYTES_PER_CYCLE / (32 * 10_000 / 16))
