@@ -13,7 +13,8 @@ from the bytes that must be in flight on an SM for the whole bandwidth, over b; 
 (tuning of ``DeviceTransform``).
 
 share = memory time / the longest of the three × floor / counted bytes. It is the share of what a copy reaches: no
-DRAM refresh, no row misses, no partial wave, no launch. Loads of one iteration are taken to be issued together.
+DRAM refresh, no row misses, no partial wave, no launch. Loads of one iteration are taken to be issued together, and
+STAGES - 1 iterations ahead in a loop that the compiler pipelines, where the latency is spread over these iterations.
 """
 
 import math
@@ -37,18 +38,20 @@ class Bandwidth(NamedTuple):
     share: float
 
 
-def bandwidth(kernel: Mapping[str, Any], budget: Mapping[str, Any], floor_share: float) -> Bandwidth:
+def bandwidth(kernel: Mapping[str, Any], budget: Mapping[str, Any], floor_share: float, stages: int = 1) -> Bandwidth:
     """Predict a kernel's share of the bandwidth.
 
     kernel: loaded, stored and burst of a program, in bytes (see ``moved.py``). budget: of its compile row.
-    floor_share: the floor's bytes over those that are counted.
+    floor_share: the floor's bytes over those that are counted. stages: of a pipelined loop.
     """
     iterations = max(1, round(kernel["loaded"] / max(1, kernel["burst"]))) if budget["part"] == "loop" else 1
     moved = (kernel["loaded"] + kernel["stored"]) / iterations
     pipes = {pipe: cycles for pipe, cycles in predict(budget).cycles.items() if pipe not in ("HBM", "L2")}
     busiest = max(pipes, key=lambda pipe: pipes[pipe])
-    memory, latency = budget["ctas"] * moved / BYTES_PER_CYCLE, budget["issued"] / SCHEDULERS + IDLE_LATENCY
-    slope = FULL_LATENCY - IDLE_LATENCY
+    ahead = max(1, stages - 1)
+    issue = budget["issued"] / SCHEDULERS if stages == 1 else 0.0  # beside the loads of the iterations ahead
+    memory, latency = budget["ctas"] * moved / BYTES_PER_CYCLE, IDLE_LATENCY / ahead + issue
+    slope = (FULL_LATENCY - IDLE_LATENCY) / ahead
     shares = {
         "memory": 1.0,
         "latency": (math.sqrt(latency**2 + 4 * slope * memory) - latency)
@@ -56,5 +59,5 @@ def bandwidth(kernel: Mapping[str, Any], budget: Mapping[str, Any], floor_share:
         busiest: memory / max(1.0, budget["ctas"] * pipes[busiest]),
     }
     bound = min(shares, key=lambda name: shares[name])
-    in_flight = round(budget["ctas"] * kernel["loaded"] / iterations)
+    in_flight = round(budget["ctas"] * ahead * kernel["loaded"] / iterations)
     return Bandwidth(budget["ctas"], in_flight, bound, shares[bound] * floor_share)

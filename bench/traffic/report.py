@@ -95,14 +95,17 @@ def predictions(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row, predict.Ba
     }
     for row in rows:
         kernel = max(row["kernels"], key=lambda k: k["programs"] * (k["loaded"] + k["stored"]))
+        every = cases(row["family"])
+        stages = {case.name: case.constants.get("STAGES", 1) for case in every}
         found = [
             compiled[key]
-            for case in cases(row["family"])
+            for case in every
             if (key := (row["family"], case.name)) in compiled and _serves(case, kernel["kernel"])
         ]
         if found:
             nearest = min(found, key=functools.partial(_distance, kernel))
-            yield row, kernel, nearest, predict.bandwidth(kernel, nearest["budget"], row["floor"] / row["moved"])
+            share = row["floor"] / row["moved"]
+            yield row, kernel, nearest, predict.bandwidth(kernel, nearest["budget"], share, stages[nearest["case"]])
 
 
 def _distance(kernel: Row, compiled: Row) -> tuple[float, int]:

@@ -141,6 +141,14 @@ def test_the_predicted_bandwidth_by_hand():
     assert busy.share == pytest.approx(8192 / predict.BYTES_PER_CYCLE / (32 * 10_000 / 16))
 
 
+def test_a_pipelined_loop_hides_its_instructions_and_keeps_more_in_flight():
+    kernel = {"loaded": 4 * 4096, "stored": 4096, "burst": 4096}
+    loop = BUDGET | {"part": "loop", "ctas": 1, "issued": 2000}
+    plain, two, three = (predict.bandwidth(kernel, loop, 1.0, stages) for stages in (1, 2, 3))
+    assert plain.share < two.share < three.share
+    assert (two.in_flight, three.in_flight) == (4096, 2 * 4096)
+
+
 def test_a_loop_keeps_one_iteration_in_flight():
     kernel = {"loaded": 4 * 4096, "stored": 4096, "burst": 4096}
     assert predict.bandwidth(kernel, BUDGET | {"part": "loop"}, 1.0).in_flight == 8 * 4096
