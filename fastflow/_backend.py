@@ -90,6 +90,11 @@ def explain(backend: str, *tensors: Tensor | Operand) -> tuple[Literal["triton",
     return ("triton" if reason is None else "reference"), reason
 
 
+def is_free(backend: str) -> bool:
+    """Return True if neither the caller nor ``FASTFLOW_BACKEND`` asked for a backend."""
+    return backend == "auto" and "FASTFLOW_BACKEND" not in os.environ
+
+
 def requested(backend: str) -> str:
     """Return the caller's backend or, for ``"auto"``, that of ``FASTFLOW_BACKEND``."""
     check_choice("backend", backend, _BACKENDS)

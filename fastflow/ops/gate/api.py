@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from ... import _backend
+from ..._backend import is_free
 from ..._checks import check_choice, check_floating, check_like, check_number, check_recording
 from ..._dtypes import at_least_float32, autocast_dtype
+from ..._torch import forward_mode_active
 from ...kernels.gate import reference
 from ...kernels.norm.config import MAX_WIDTH
 from .._calls import Forward
 from .._tangents import complete_tangents
+from ..norm.plain import plain_modulated_norm
 from .norm_op import FUNCTIONS, NORM_OP, NormOptions, NormPrimals
 from .op import OP, Constants, Options, Primals
 from .shapes import grouped, layer_wide, modulation
@@ -44,8 +47,10 @@ def gated_add(x: Tensor, gate: Tensor, y: Tensor, *, backend: str = "auto") -> T
     check_recording()
     _check_stream(x, y)
     gate_ = modulation("gate", gate, x)
-    options = Options(_implementation(backend, "gated_add", x, gate, y))
     x_, y_ = grouped(x), grouped(y)
+    if _is_plain(backend, x):
+        return torch.addcmul(x_, gate_, y_).view(x.shape)
+    options = Options(_implementation(backend, "gated_add", x, gate, y))
     if OP.why_not_compiled() is not None:
         out = reference.forward(*complete_tangents(x_, gate_, y_))
     else:
@@ -93,6 +98,12 @@ def gated_add_layer_norm(
     if (eps := eps if type(eps) is float else check_number("eps", eps)) < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     gate_ = modulation("gate", gate, x)
+    is_bare = weight is None and bias is None and norm == "layer"
+    if is_bare and scale is not None and shift is not None and _is_plain(backend, x):
+        total = torch.addcmul(grouped(x), gate_, grouped(y))
+        a, b = modulation("scale", scale, x), modulation("shift", shift, x)
+        if total.dtype == x.dtype and (normed := plain_modulated_norm(total, a, b, eps)) is not None:
+            return total.view(x.shape), normed.view(x.shape)
     scale_, shift_, unit = _affine(weight, bias, scale, shift, x)
     implementation = _implementation(backend, "gated_add_layer_norm", x, gate, y)
     options = NormOptions(eps, norm == "layer", unit, _norm_dtype(x, gate, y, scale, shift), implementation)
@@ -103,6 +114,11 @@ def gated_add_layer_norm(
     else:
         total, normed = NORM_OP(primals, Constants(), lambda primals, tangents: (primals, tangents, options))
     return (total, normed) if x.ndim == 3 else (total.view(x.shape), normed.view(x.shape))
+
+
+def _is_plain(backend: str, x: Tensor) -> bool:
+    """Return True in ordinary training on a CPU, where PyTorch's own ops have every derivative and cost less."""
+    return not torch.compiler.is_compiling() and not forward_mode_active() and x.is_cpu and is_free(backend)
 
 
 def _check_stream(x: Tensor, y: Tensor) -> None:

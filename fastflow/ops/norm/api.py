@@ -5,12 +5,13 @@ import functools
 import torch
 from torch import Tensor
 
+from ..._backend import is_free
 from ..._checks import check_floating, check_number, check_recording
 from ..._dtypes import at_least_float32, autocast_dtype
 from ...kernels.norm import reference
 from .._tangents import complete_tangents
 from .op import OP, NoConstants, Options, Primals, canonical
-from .plain import plain_norm
+from .plain import plain_modulated_norm, plain_norm
 from .select import select
 
 _NO_CONSTANTS = NoConstants()
@@ -92,6 +93,10 @@ def _norm(
     check_recording()
     _check(x, weight, bias, scale, shift)
     eps = eps if type(eps) is float else check_number("eps", eps)
+    if centred and weight is None and bias is None and scale is not None and shift is not None and is_free(backend):
+        plain = plain_modulated_norm(x, scale, shift, eps)
+        if plain is not None:
+            return plain
     dtype = _result_dtype(x, scale, shift)
     if scale is None and shift is None:
         scale, shift, unit = weight, bias, False
