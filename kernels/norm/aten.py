@@ -14,8 +14,8 @@ from torch import Tensor
 from ..._torch import native_layer_norm, native_layer_norm_backward, weight_norm_backward
 from .reference import factor, wide_dtype
 
-_BLOCK = 1 << 19  # elements: about ten intermediate results fit the last cache
-_OWN_CALL = 1 << 14  # elements of a group from which a fused call of its own is faster than ops on all groups
+_BLOCK = 1 << 19  # elements; chosen so that about ten float32 results of this size fit 32 MB of cache
+_OWN_CALL = 1 << 14  # elements of a group from which it has a fused call of its own; estimated, not tuned
 
 Wants = Sequence[bool]  # of x, scale and shift
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]

@@ -57,6 +57,7 @@ MODULATIONS = {
     "sample": ((2, 6), (2, 6)),
     "sample, kept axes": ((2, 1, 6), (2, 6)),
     "token": ((2, 3, 6), (2, 3, 6)),
+    "row and sample": ((6,), (2, 6)),
     "mixed": ((6,), (2, 3, 6)),
     "mixed the other way": ((2, 3, 6), (2, 1, 6)),
 }
