@@ -57,14 +57,10 @@ class ActivationFunctions(Functions):
 
         Many cotangents share φ' here, and the kernels keep x and b, where autograd would keep φ(x) as well.
         """
-        (x, b), (kind, implementation) = call.x, call.options
-        if inside_transform() or (b is not None and implementation == "triton"):
+        x, b = call.x
+        if inside_transform() or (b is not None and call.options.implementation == "triton"):
             return None
-        if kind == "silu":
-            phi = F.silu(x)
-        else:
-            phi = F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
-        return (phi if b is None else phi * b,)
+        return (native(x, b, call.options.kind),)
 
     def reference(self, call: Forward) -> tuple[Tensor]:
         x, b = call.x
@@ -73,6 +69,15 @@ class ActivationFunctions(Functions):
     def dual_reference(self, call: DualForward) -> tuple[Tensor, Tensor]:
         (x, b), (tx, tb) = call.x, call.tangents
         return reference.dual_forward(x, b, tx, tb, call.options.kind)
+
+
+def native(x: Tensor, b: Tensor | None, kind: str) -> Tensor:
+    """Compute the op by PyTorch's own functions."""
+    if kind == "silu":
+        phi = F.silu(x)
+    else:
+        phi = F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return phi if b is None else phi * b
 
 
 def _wanted(group: Primals, wants: Primals) -> tuple[bool, ...]:

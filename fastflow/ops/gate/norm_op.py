@@ -18,6 +18,7 @@ from .._calls import Backward, DualBackward, DualForward, Forward
 from .._functions import Functions
 from .._twice_differentiable import TwiceDifferentiable
 from ..norm import op as norm
+from ..norm.plain import plain_norm
 from .op import Constants, or_absent
 
 
@@ -87,8 +88,11 @@ class GatedNormFunctions(Functions):
         if call.options.implementation == "triton":
             return None
         total = torch.addcmul(x, gate, y)
-        operands = norm.Primals(total, scale, shift), norm.NoConstants(), norm.Options(*call.options)
-        return total, norm.OP.without_tangents(Forward(*operands)).out
+        operands, options = norm.Primals(total, scale, shift), norm.Options(*call.options)
+        normed = plain_norm(operands, len(total), options)
+        if normed is None:
+            normed = norm.OP.without_tangents(Forward(operands, norm.NoConstants(), options)).out
+        return total, normed
 
     def reference(self, call: Forward) -> tuple[Tensor, ...]:
         return reference.norm_forward(*call.x, **_forward_options(call))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
-from ..._torch import innermost_is_jvp
+from ..._torch import transforms
 from .._tangents import complete_tangents
 
 Original = Callable[..., Any]
@@ -52,28 +52,27 @@ def quotient(original: Original, x: Any, y: Any, **options: Any) -> Any:
     return completed(original, x, y, **options)
 
 
-def reflected_difference(original: Original, x: Tensor, y: Any) -> Tensor:
-    """Replace the method for ``y - x``."""
-    return _sum(-1)(operator.sub, y, x) if isinstance(y, Tensor) else original(x, y)
-
-
 def reflected_quotient(original: Original, x: Tensor, y: Any) -> Any:
     """Replace the method for ``y / x``."""
     return product(operator.mul, x.reciprocal(), y)
 
 
+def joined(original: Original, tensors: Any, *args: Any, **options: Any) -> Any:
+    """Replace a function that is linear in a sequence of tensors."""
+    primals, tangents = zip(*map(_unpacked, tensors))
+    if any(t is not None for t in tangents) != any(t is None for t in tangents):
+        return original(tensors, *args, **options)
+    given = [torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents)]
+    return make_dual(original(primals, *args, **options), original(given, *args, **options))
+
+
 def completed(original: Original, *args: Any, **options: Any) -> Any:
     """Call the function with a tangent for every tensor, of zeros where it has none, if any of them has one."""
-    flat = [x for y in (*args, *options.values()) for x in (y if isinstance(y, (list, tuple)) else (y,))]
-    tensors = [x for x in flat if isinstance(x, Tensor) and x.is_floating_point()]
-    found = iter(complete_tangents(*tensors))
-
-    def complete(x: Any) -> Any:
-        if isinstance(x, (list, tuple)):
-            return [complete(each) for each in x]
-        return next(found) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    return original(*map(complete, args), **{name: complete(x) for name, x in options.items()})
+    given = [*args, *options.values()]
+    positions = [i for i, x in enumerate(given) if isinstance(x, Tensor) and x.is_floating_point()]
+    for i, x in zip(positions, complete_tangents(*[given[i] for i in positions])):
+        given[i] = x
+    return original(*given[: len(args)], **dict(zip(options, given[len(args) :])))
 
 
 def _unpacked(x: Any) -> tuple[Any, Tensor | None]:
@@ -82,20 +81,21 @@ def _unpacked(x: Any) -> tuple[Any, Tensor | None]:
 
 def find(function: Any) -> Replacement | None:
     """Return what replaces a function of PyTorch where torch.compile traces a jvp, or None."""
-    if not torch.compiler.is_compiling() or not innermost_is_jvp():
+    if not torch.compiler.is_compiling() or transforms()[-1:] != ("Jvp",):
         return None
+    if getattr(function, "__name__", None) in ("__rdiv__", "__rtruediv__"):  # Dynamo does not find these in a dict
+        return reflected_quotient
     return _REPLACEMENTS.get(function)
 
 
 _TABLE: list[tuple[Replacement, tuple[str, ...]]] = [
     (_sum(1), ("add", "__add__", "__radd__")),
     (_sum(-1), ("sub", "__sub__", "subtract")),
-    (reflected_difference, ("__rsub__",)),
     (product, ("mul", "__mul__", "__rmul__", "multiply", "matmul", "__matmul__", "bmm", "mm")),
     (quotient, ("div", "__div__", "__truediv__", "true_divide", "divide")),
-    (reflected_quotient, ("__rdiv__", "__rtruediv__")),
     (completed, ("add_", "sub_", "mul_", "div_", "addcmul", "addcdiv", "addmm", "baddbmm", "lerp", "where")),
-    (completed, ("maximum", "minimum", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "group_norm")),
+    (completed, ("maximum", "minimum", "group_norm")),
+    (joined, ("cat", "concat", "concatenate", "stack", "hstack", "vstack")),
 ]
 _REPLACEMENTS = {
     getattr(owner, name): replacement

@@ -21,8 +21,8 @@ Original = Callable[..., Any]
 
 
 def linear(original: Original, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Replace ``F.linear``."""
-    if not passes_tangent(input, weight, bias):
+    """Replace ``F.linear``, which ties a program compiled inside a jvp to its batch size, with a tangent or without."""
+    if not (passes_tangent(input, weight, bias) or (torch.compiler.is_compiling() and forward_mode_active())):
         return original(input, weight, bias)
     try:
         return own_linear(input, weight, bias)
@@ -68,16 +68,13 @@ def silu(original: Original, input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def passes_tangent(*operands: Tensor | None) -> bool:
-    """Return True if forward mode computes a tangent of a function of these dense floating-point tensors.
-
-    Under torch.compile also where it might: there PyTorch's functions tie the program to its batch size.
-    """
+    """Return True if forward mode computes a tangent of a function of these dense floating-point tensors."""
     if not forward_mode_active() or traced_by_autograd():
         return False
     given = [x for x in operands if x is not None]
     if not all(isinstance(x, Tensor) and x.is_floating_point() and why_not_dense(x) is None for x in given):
         return False
-    return torch.compiler.is_compiling() or any(map(has_tangent_at_any_level, given))
+    return any(map(has_tangent_at_any_level, given))
 
 
 def valid_shape(input: Any, normalized_shape: Any, *weights: Tensor | None) -> tuple[int, ...] | None:

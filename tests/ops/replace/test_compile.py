@@ -1,6 +1,7 @@
 """Models compiled inside and outside of ``replace_ops``, and exported."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import multi_head_attention_forward as attention_by_nam
 
 from fastflow import replace_ops
 from tests.compare import assert_close
+from tests.ops.replace.stock_models import STOCK, Stock, fastflow_dit
 
 Model = Callable[[Tensor], Tensor]
 _GENERATOR = torch.Generator().manual_seed(0)
@@ -112,3 +114,88 @@ def test_exported() -> None:
     longer = torch.cat([X, V], 1)
     with sdpa_kernel(SDPBackend.MATH):
         assert_close(exported.module()(longer), model(longer), 1e-10)
+
+
+CONSTANT, SCALE = X[0].cos(), W[0].requires_grad_()
+ARITHMETIC: dict[str, Model] = {
+    "numbers": lambda x: 2 / (1 + (3 - x / 2) ** 2 * 2) - 1,
+    "sums": lambda x: (CONSTANT - (x + CONSTANT)) + torch.sub(x, SCALE) + torch.add(x, CONSTANT, alpha=2),
+    "products": lambda x: (CONSTANT * x * SCALE) / (1 + CONSTANT**2) + CONSTANT / (1 + x * x),
+    "matmuls": lambda x: (x @ P) + CONSTANT[:5, :5] @ x + torch.bmm(x, P.expand(len(x), 8, 8)),
+    "joins": lambda x: (
+        torch.cat([SCALE.expand(len(x), 1, -1), x, x], 1).sum(1) + torch.stack([x.mean(1), x[:, 0] * 0]).sum(0)
+    ),
+    "others": lambda x: (
+        torch.where(CONSTANT > 0, x, SCALE) + torch.addcmul(CONSTANT, x, SCALE) + torch.maximum(x, CONSTANT)
+    ),
+    "in place": lambda x: x.clone().mul_(CONSTANT).add_(SCALE),
+    "linear": lambda x: (
+        F.linear(F.linear(x, W, W[:, 0]), W.T, SCALE) + F.linear(CONSTANT.expand(len(x), 5, 8), P, SCALE)
+    ),
+}
+
+
+def test_arithmetic_with_missing_tangents_and_a_dynamic_batch() -> None:
+    """PyTorch ties each of these to its batch size, or reads a missing tangent at address 0."""
+
+    def energy(x: Tensor, v: Tensor) -> Tensor:
+        results = [jvp(function, (x,), (v,)) for function in ARITHMETIC.values()]
+        return sum(y.square().sum() for pair in results for y in pair)
+
+    with replace_ops():
+        function = compiled(energy)
+        for batch in (2, 3):
+            x, v = (torch.cat([y, y.sin()])[:batch].contiguous().requires_grad_() for y in (X, V))
+            torch._dynamo.mark_dynamic(x, 0)
+            torch._dynamo.mark_dynamic(v, 0)
+            with torch.compiler.set_stance("default" if batch == 2 else "fail_on_recompile"):
+                actual = torch.autograd.grad(function(x, v), (x, v, SCALE))
+            for a, e in zip(actual, torch.autograd.grad(energy(x, v), (x, v, SCALE)), strict=True):
+                assert_close(a, e, 1e-10)
+
+
+def _diffusers_dit(model: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return model(x, timestep=t, class_labels=y).sample
+
+
+WHOLE: dict[str, tuple[Callable[[], Stock], Callable[..., Tensor]]] = {
+    "fastflow DiT": (fastflow_dit, lambda model, x, t, y: model(x, t / 10, y)),
+    "diffusers DiT": (STOCK["diffusers DiT"], _diffusers_dit),
+    "transformers ViT": (STOCK["transformers ViT"], lambda model, x, t, y: model(x).last_hidden_state),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_model_compiles_with_a_dynamic_batch(name: str) -> None:
+    """Inductor, in one graph for all batch sizes: jvp and the gradient of both results in every parameter."""
+    make, call = WHOLE[name]
+    stock = make()
+    _keep_one_block(stock.model.float())
+    parameters = [p for p in stock.model.parameters() if p.requires_grad]
+
+    def energy(x: Tensor, v: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        out, tangent = jvp(lambda x: call(stock.model, x, t, y), (x,), (v,))
+        return out.square().mean() + tangent.square().mean()
+
+    with nullcontext() if name == "fastflow DiT" else replace_ops():
+        function = torch.compile(energy, fullgraph=True)
+        for batch in (2, 3):
+            x, v = (torch.randn(batch, *stock.shape[1:], generator=_GENERATOR) for _ in range(2))
+            inputs = x, v, torch.arange(3.0, 3 + batch), torch.arange(batch)
+            for z in inputs:
+                torch._dynamo.mark_dynamic(z, 0)
+            with torch.compiler.set_stance("default" if batch == 2 else "fail_on_recompile"):
+                actual = _gradient(function(*inputs), parameters)
+            assert_close(actual, _gradient(energy(*inputs), parameters), 1e-5, name)
+
+
+def _keep_one_block(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and name in ("blocks", "layer", "layers", "transformer_blocks"):
+                setattr(module, name, child[:1])
+
+
+def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([loss.detach().reshape(1), *(g.flatten() for g in grads)])
