@@ -59,6 +59,8 @@ class DiT(nn.Module):
             is outside [0, 1), norm or mlp is unknown, or rope is set and 4 does not divide hidden_size / num_heads.
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         input_size: int | tuple[int, int],

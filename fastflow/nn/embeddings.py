@@ -54,6 +54,9 @@ class TimeEmbedding(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Rotation of each head's queries or keys by their position in a grid, see :func:`rope_table`."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, sizes: Sequence[int], dim: int) -> None:
         super().__init__()
         for name, table in zip(("cos", "sin"), rope_table(sizes, dim)):
