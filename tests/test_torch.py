@@ -367,3 +367,35 @@ def test_duals_are_made_and_unpacked():
 
     for a, b in zip(jvp(double, (X,), (X.cos(),)), (2 * X, 2 * X.cos())):
         torch.testing.assert_close(a, b)
+
+
+def test_through_vmap():
+    """The rule sees the mapped axes one level down, once for each level that maps an argument."""
+    calls = []
+
+    def double(x: Tensor, factor: float) -> tuple[Tensor, ...]:
+        calls.append((x.shape, _torch.transforms()))
+        return (x * factor,)
+
+    def rule(function, info, dims, args):
+        calls.append((info.batch_size, dims))
+        return function(args[0].movedim(dims[0], 0), args[1]), (0,)
+
+    def mapped(x: Tensor) -> Tensor:
+        return _torch.through_vmap(nested, rule, (x, 2.0))[0]
+
+    def nested(*args):
+        if _torch.transforms()[-1:] == ("Vmap",):
+            return _torch.through_vmap(double, rule, args)
+        return double(*args)
+
+    assert torch.equal(vmap(mapped, 1)(X), 2 * X.T)
+    assert calls == [(3, (0, None)), ((3, 2), ())] or calls == [(3, (1, None)), ((3, 2), ())]
+    calls.clear()
+    assert torch.equal(vmap(lambda _: mapped(X))(torch.zeros(5)), (2 * X).expand(5, 2, 3))
+    assert calls == [((2, 3), ())]
+    calls.clear()
+    assert torch.equal(vmap(vmap(mapped))(X), 2 * X)
+    assert [c for c in calls if c[1] == ()] == [((2, 3), ())]
+    pull = torch.func.vjp(lambda x: (x * x).sum(), X)[1]  # its tensors are wrapped by a level that has ended
+    assert torch.equal(vmap(lambda c: mapped(pull(c)[0]))(torch.ones(2)), (4 * X).expand(2, 2, 3))

@@ -88,7 +88,8 @@ def mode_guidance(
         velocity: ``velocity(x, t)``, twice differentiable in x; the samples of a batch must not interact.
         x: ``[B, ...]``, floating point.
         t: ``[B]``.
-        options, keywords: how to estimate the divergence, as for :func:`fastflow.divergence`.
+        options, keywords: how to estimate the divergence, as for :func:`fastflow.divergence`: num_probes, or probes of
+            your own, ``[K, *x.shape]``.
 
     Returns:
         g, shape and dtype of x. It is the gradient of the estimate, so it is unbiased if the estimate is.

@@ -55,6 +55,34 @@ def test_equals_the_double_backward_on_a_transformer(num_probes):
     assert expected.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("mode", ["forward", "reverse", "auto"])
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_the_callers_own_probes(chunk_size, recorded, mode):
+    x, probes = points(6, 3), points(5, 6, 3)
+    with torch.set_grad_enabled(recorded):
+        g = ff.mode_guidance(FLOW.velocity, x, T, probes=probes, mode=mode, chunk_size=chunk_size)
+        guided = mode_seeking(FLOW.velocity, 0.5, probes=probes, mode=mode, chunk_size=chunk_size)(x, T)
+    expected = double_backward(FLOW.velocity, x, T, probes)
+    assert (g - expected).abs().max() < 1e-10
+    assert (guided - FLOW.velocity(x, T) - 0.5 * (1 - T).square()[:, None] * expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("guide", [ff.mode_guidance, lambda v, x, t, **k: mode_seeking(v, 0.5, **k)(x, t)])
+def test_probes_are_checked_as_those_of_a_divergence(guide):
+    """Integers, a missing axis, another shape, none, and another method."""
+    x = points(6, 3)
+    bad = [{"probes": torch.ones(2, 6, 3, dtype=torch.int64)}, {"probes": points(2, 6, 3), "method": "exact"}]
+    bad += [{"probes": points(*shape)} for shape in ((6, 3), (2, 6, 4), (2, 5, 3), (0, 6, 3))]
+    for options in bad:
+        with pytest.raises((TypeError, ValueError)) as of_divergence:
+            ff.divergence(lambda x: FLOW.velocity(x, T), x, **options)
+        with pytest.raises(of_divergence.type) as of_guidance:
+            guide(FLOW.velocity, x, T, **options)
+        assert str(of_guidance.value) == str(of_divergence.value)
+        assert "probes" in str(of_guidance.value)
+
+
 def test_exact_guidance_is_the_gradient_of_the_closed_form():
     x = points(6, 3).requires_grad_()
     (expected,) = torch.autograd.grad(-FLOW.divergence(x, T).sum(), x)

@@ -15,8 +15,8 @@ from .jacobian import Field, Products, evaluate, jacobian_products
 from .options import DivergenceOptions
 from .probes import probes_of
 
-_CPU_CHUNK = 8
-_GPU_CHUNK = 64
+_CHUNK = 64
+_CPU_CHUNK_NUMBERS, _LEAST_CPU_CHUNK = 1 << 15, 4
 
 logger = logging.getLogger("fastflow")
 
@@ -115,7 +115,14 @@ def _sketch_rank(options: DivergenceOptions, x: Tensor) -> int:
 
 def _chunk_size(options: DivergenceOptions, x: Tensor) -> int:
     num = _sample_size(x) if options.method == "exact" else options.total_probes
-    return min(options.chunk_size or (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK), num)
+    return min(options.chunk_size or _default_chunk_size(x), num)
+
+
+def _default_chunk_size(x: Tensor) -> int:
+    """Return how many Jacobian products share the field's work, and on a CPU still fit the cache with it."""
+    if x.device.type != "cpu":
+        return _CHUNK
+    return max(_LEAST_CPU_CHUNK, min(_CHUNK, _CPU_CHUNK_NUMBERS // x.numel()))
 
 
 def _chunks(num: int, options: DivergenceOptions, x: Tensor) -> Iterator[tuple[int, int]]:

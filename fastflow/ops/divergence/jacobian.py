@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger("fastflow")
 
+_LARGEST_COUNTED = (32 << 20) - (16 << 10)
 _NO_FORWARD_MODE = ("forward AD", "forward mode AD")  # in the errors of ATen ops and of autograd.Functions
 
 
@@ -37,6 +38,8 @@ def jacobian_products(field: Field, x: Tensor, mode: Mode, together: int) -> Pro
         RuntimeError: the field's value does not carry the graph or the tangent that the product needs.
     """
     _check_recording()
+    if together > 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        _keep_freed_memory()
     if mode == "auto":
         mode = _choose(x)
         if mode == "forward" and not torch.compiler.is_compiling():
@@ -84,8 +87,10 @@ def _reverse(field: Field, x: Tensor, together: int) -> Products:
         check_graph(value)
         return value
 
+    is_mapped = together > 1 and not torch.compiler.is_compiling()
     if _tape_can_serve(x, together):
-        shared = many_cotangents if together > 1 and x.device.type == "cpu" else nullcontext
+        # elsewhere the engine's own threads would checkpoint again without this context, and record another graph
+        shared = many_cotangents if is_mapped and x.device.type == "cpu" else nullcontext
         with shared():
             leaf, value = _record(with_graph, x)
 
@@ -94,7 +99,7 @@ def _reverse(field: Field, x: Tensor, together: int) -> Products:
                 return _as_recorded(value), _pull_each(value, leaf, v.to(value.dtype))
 
         return products
-    with nullcontext() if together == 1 or torch.compiler.is_compiling() else many_cotangents():
+    with many_cotangents() if is_mapped else nullcontext():
         value, pull = vjp(with_graph, x)[:2]
     each = vmap(lambda v: pull(v)[0], randomness="same")
     return lambda v: (value, each(v.to(value.dtype)))
@@ -161,6 +166,17 @@ def _pull(value: Tensor, leaf: Tensor, v: Tensor, batched: bool = False) -> Tens
 def _as_recorded(value: Tensor) -> Tensor:
     """Detach a value unless the caller records gradients."""
     return value if torch.is_grad_enabled() else value.detach()
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let the allocator keep what one chunk frees for the next one.
+
+    glibc returns the free end of its heap to the system once it is larger than twice the largest block freed so far,
+    and fresh pages cost as much as the arithmetic on them. Freeing the largest block that counts, of nearly 32 MiB
+    (``mallopt(3)``), sets the limit to 64 MiB. Nothing is written to it, so it takes no memory.
+    """
+    torch.empty(_LARGEST_COUNTED, dtype=torch.uint8, device="cpu")
 
 
 @functools.cache

@@ -37,8 +37,8 @@ class DivergenceOptions:
         seed, offset: stream of the probes, see :class:`fastflow.GaussianNoise`. Probe k of a stream does not depend on
             num_probes or chunk_size.
         probes: the caller's own, ``[K, *x.shape]``, for ``"hutchinson"``.
-        chunk_size: number of Jacobian products computed together; memory grows with it, not with K. By default 8 on the
-            CPU, whose cache holds no more, and 64 elsewhere.
+        chunk_size: number of Jacobian products computed together; memory grows with it, not with K. By default 64; on
+            the CPU, for the sake of its cache, as many as have 32,768 numbers, but from 4 to 64.
         check_independence: check that the samples of a batch do not interact, with ``2 log2 B`` more Jacobian products.
             Not under torch.compile.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``.

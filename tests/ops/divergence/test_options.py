@@ -121,3 +121,18 @@ def test_values_wider_than_x_are_summed_in_their_dtype(device):
     assert ff.divergence(widened, x, num_probes=2, mode="forward").divergence.dtype == torch.float64
     with pytest.raises(ValueError, match=r"backend='triton' cannot serve divergence: .* not float64"):
         ff.divergence(widened, x, num_probes=2, mode="forward", backend="triton")
+
+
+@pytest.mark.parametrize(("shape", "most"), [((2, 3), 64), ((8, 64), 64), ((32, 1, 8, 8), 16), ((4, 4, 32, 32), 4)])
+def test_chunks_on_a_cpu_follow_the_size_of_x(shape, most, monkeypatch):
+    """As many Jacobian products as have 32,768 numbers, but from 4 to 64."""
+    sizes, take = [], probes.DrawnProbes.take
+
+    def recorded(drawn, start, stop):
+        sizes.append(stop - start)
+        return take(drawn, start, stop)
+
+    monkeypatch.setattr(probes.DrawnProbes, "take", recorded)
+    ff.divergence(torch.sin, torch.zeros(shape), num_probes=130)
+    assert max(sizes) == most
+    assert sum(sizes) == 130
