@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._common.launch import on_device
 from ..norm._tile import load_rows, load_tangent, store_rows
+from ..norm.partials import sum_partials
 from ._launch import num_tangents, walk
 from ._tile import gate_place, locate, store_gate_gradient
 
@@ -80,10 +81,11 @@ def dual_backward(
     t_gate, ty = (t_gate if want_y else None), (ty if want_gate else None)
     h = None if t_gate is None and ty is None and not any(t_wants) else h
     where, K = walk(gate, y, t_gate, ty, g, h), num_tangents(h)
-    partial = where.options["SHARED"] and where.tiles_m != 1
+    partial = where.options["SHARED"] and where.tiles_m > 1
     shape, dtype = ((y.shape[0], where.tiles_m, y.shape[2]), torch.float32) if partial else (gate.shape, gate.dtype)
-    d_gate = gate.new_empty(shape, dtype=dtype) if want_gate else None
-    d_t_gate = gate.new_empty(K, *shape, dtype=dtype) if want_t_gate else None
+    new = gate.new_empty if y.numel() else gate.new_zeros
+    d_gate = new(shape, dtype=dtype) if want_gate else None
+    d_t_gate = new((K, *shape), dtype=dtype) if want_t_gate else None
     dy = y.new_empty(y.shape) if want_y else None
     d_ty = y.new_empty(K, *y.shape) if want_ty else None
     if y.numel():
@@ -94,6 +96,8 @@ def dual_backward(
                 gate_ if reads_gate else None, y_ if reads_y else None, *others, d_gate, dy, d_t_gate, d_ty,
                 *where.strides, *where.size[:2], K, **where.options,
             )  # fmt: skip
-    sums = (z.sum(-2, keepdim=True).to(gate.dtype) if partial and z is not None else z for z in (d_gate, d_t_gate))
-    d_gate, d_t_gate = sums
+    given = [z for z in (d_gate, d_t_gate) if z is not None]
+    if partial and given:
+        sums = iter(sum_partials(given, [gate.dtype] * len(given)))
+        d_gate, d_t_gate = (None if z is None else next(sums) for z in (d_gate, d_t_gate))
     return d_gate, dy, d_t_gate, d_ty

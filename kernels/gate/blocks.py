@@ -29,7 +29,10 @@ class Block(NamedTuple):
         return x[self.groups] if x.shape[1] == 1 else x[self.groups, self.rows]
 
     def read(self, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        return None if x is None else self.of(x).to(dtype)
+        if x is None:
+            return None
+        part = self.of(x)
+        return part if part.dtype == dtype else part.to(dtype)
 
     def target(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return this block of x to write to, or scratch memory if x has another dtype: then call :meth:`store`."""

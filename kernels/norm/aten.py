@@ -29,9 +29,16 @@ def forward(
         weight, bias = _weights(x, scale, unit)[0], None if shift is None else shift[0, 0].to(wide_dtype(x, scale))
         out, mean, rstd = native_layer_norm(x, x.shape[-1:], weight, bias, eps)
         return out, mean.squeeze(-1), rstd.squeeze(-1)
-    none = (None, None, None)
-    out, _, mean, rstd, *_ = dual_forward(x, scale, shift, *none, eps=eps, centred=centred, unit=unit, dtype=dtype)
-    return out, mean, rstd
+    wide = wide_dtype(x, scale, shift)
+    if x.numel() > _BLOCK and x.dtype != wide:  # else there are no intermediate results but n
+        none = (None, None, None)
+        out, _, mean, rstd, *_ = dual_forward(x, scale, shift, *none, eps=eps, centred=centred, unit=unit, dtype=dtype)
+        return out, mean, rstd
+    n, _, mean, rstd = _standardize(x.to(wide).contiguous(), eps, centred)
+    total = _Sum(None if shift is None else shift.to(wide))
+    total.add(n, None if scale is None else factor(scale, unit).to(wide))  # (3)
+    mean = rstd.new_empty((len(x), 0)) if mean is None else mean.squeeze(-1)
+    return total.total.to(dtype), mean, rstd.squeeze(-1)
 
 
 def dual_forward(
@@ -83,6 +90,8 @@ def backward(
     large = x.numel() > 0 and (len(x) == 1 or x[0].numel() >= _OWN_CALL)
     if centred and large and g.dtype == x.dtype and _takes_weights(x, scale, shift):
         return _fused_backward(g, x, scale, shift, mean, rstd, unit, wants)
+    if len(g) == 1 and x.numel() <= _BLOCK:
+        return _small_backward(g[0], x, scale, shift, mean, rstd, centred, unit, wants)
     grads = _Gradients((None, None, None, x, scale, shift), (False, False, False, *wants), x, len(g))
     _accumulate(grads, None, g, x, scale, None, None, mean, rstd, None, centred, unit)
     return grads.get()[3:]
@@ -118,21 +127,46 @@ def _fused_backward(
     wants: Wants,
 ) -> Gradients:  # fmt: skip
     """Compute :func:`backward` with one fused call a group, which returns the gradients of its weights too."""
-    K, G, D = len(g), len(x), x.shape[-1]
+    rows = x.shape[-1:]
     weights, mean, rstd = _weights(x, scale, unit), _columns(mean), _columns(rstd)
-    each = [
-        native_layer_norm_backward(g[k, i], x[i], (D,), mean[i], rstd[i], weights[i], weights[i], wants)
-        for k in range(K)
-        for i in range(G)
-    ]
-    grads = []
+    if len(x) == 1:
+        weight = weights[0]
+        each = [native_layer_norm_backward(g_k, x, rows, mean, rstd, weight, weight, wants) for g_k in g]
+    else:
+        each = [
+            native_layer_norm_backward(*args, weight, weight, wants)
+            for g_k in g
+            for *args, weight in zip(g_k, x, [rows] * len(x), mean, rstd, weights)
+        ]
+    grads: list[Tensor | None] = []
     for y, parts in zip((x, scale, shift), zip(*each)):
         if y is None or parts[0] is None:
             grads.append(None)
         else:
             whole = parts[0] if len(parts) == 1 else torch.stack(parts)
-            grads.append(whole.view(K, *y.shape).to(y.dtype))
+            grads.append(whole.view(len(g), *y.shape).to(y.dtype))
     return tuple(grads)  # type: ignore[return-value]
+
+
+def _small_backward(
+    g: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor, centred: bool,
+    unit: bool, wants: Wants,
+) -> Gradients:  # fmt: skip
+    """Compute :func:`backward` for one cotangent ``[G, M, D]``, without blocks."""
+    wide = rstd.dtype
+    g = g.to(wide)
+    state = _restandardize(x.to(wide).contiguous(), _columns(mean) if centred else None, _columns(rstd))
+    s = None if scale is None else factor(scale, unit).to(wide)
+    dx = state.jacobian_times(g if s is None else g * s) if wants[0] else None
+    dscale, dshift = g * state.n if wants[1] else None, g if wants[2] else None
+    grads = []
+    for y, part in ((x, dx), (scale, dscale), (shift, dshift)):
+        if y is None or part is None:
+            grads.append(None)
+        else:
+            part = part if y.shape == x.shape else part.sum(1, keepdim=True)
+            grads.append(part.to(y.dtype).contiguous().unsqueeze(0))
+    return tuple(grads)
 
 
 class _Block:

@@ -160,10 +160,13 @@ def backward(
 
 def dual_backward(
     g: Tensor | None, h: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None,
-    tx: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None, mean: Tensor, rstd: Tensor,
+    tx: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None, mean: Tensor, rstd: Tensor, t_rstd: Tensor,
     *, centred: bool, unit: bool, wants: Wants, t_wants: Wants,
 ) -> tuple[Gradients, Gradients]:  # fmt: skip
-    """Return the gradients of x, scale and shift, then of their tangents; None for those that are not wanted."""
+    """Return the gradients of x, scale and shift, then of their tangents; None for those that are not wanted.
+
+    t_rstd is not read: the kernel has the rows that give it in registers.
+    """
     operands, options = _Operands(g, h, x, scale, tx, t_scale), _Options(centred, unit)
     likes, wanted = (x, scale, shift, tx, t_scale, t_shift), (*wants, *t_wants)
     if len(h) > 1 and any(wants) and any(w and _is_shared(y, x) for y, w in zip(likes[4:], wanted[4:])):

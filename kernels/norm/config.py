@@ -33,10 +33,12 @@ _TABLE = {
     16384: ((1, 32), (1, 32)),
 }
 
+WIDTHS = tuple(_TABLE)
+
 
 def config(width: int, *, backward: bool) -> Config:
     """Return the tile for rows of this width, at most MAX_WIDTH."""
-    most = next(columns for columns in _TABLE if width <= columns)
+    most = next(columns for columns in WIDTHS if width <= columns)
     columns = max(16, 1 << (width - 1).bit_length())
     rows, num_warps = _TABLE[most][backward]
     return Config(rows, columns, num_warps)

@@ -71,6 +71,15 @@ def _norm_forward_kernel(
             store_rows(t_out_ptr, t_out, t_row, cols, mask, D)
 
 
+def forward(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, *, eps: float, centred: bool, unit: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return out ``[G, M, D]`` in dtype, mean and rstd ``[G, M]``; mean is ``[G, 0]`` if the norm does not centre."""
+    none = (None, None, None)
+    out, _, mean, rstd, *_ = dual_forward(x, scale, shift, *none, eps=eps, centred=centred, unit=unit, dtype=dtype)
+    return out, mean, rstd
+
+
 def dual_forward(
     x: Tensor, scale: Tensor | None, shift: Tensor | None,
     tx: Tensor | None, t_scale: Tensor | None, t_shift: Tensor | None,

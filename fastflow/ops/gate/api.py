@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import _backend
 from ..._checks import check_choice, check_floating, check_like, check_number, check_recording
-from ..._dtypes import autocast_dtype
+from ..._dtypes import at_least_float32, autocast_dtype
 from ...kernels.gate import reference
 from ...kernels.norm.config import MAX_WIDTH
 from .._calls import Forward
@@ -118,6 +118,11 @@ def _affine(
     a = None if scale is None else modulation("scale", scale, x)
     b = None if shift is None else modulation("shift", shift, x)
     w, c = (None if z is None else layer_wide(name, z, x) for name, z in (("weight", weight), ("bias", bias)))
+    if w is None and c is None:
+        return a, b, True
+    if a is None and b is None:
+        return w, c, False
+    w, c, a, b = (None if z is None else z.to(at_least_float32(z)) for z in complete_tangents(w, c, a, b))
     if c is not None:
         c = c if a is None else c * (1 + a)
         b = c if b is None else c + b

@@ -17,6 +17,7 @@ from .._batching import JoinBatch
 from .._calls import Backward, DualBackward, DualForward, Forward
 from .._functions import Functions
 from .._twice_differentiable import TwiceDifferentiable
+from ..norm import op as norm
 from .op import Constants, or_absent
 
 
@@ -79,6 +80,15 @@ class GatedNormFunctions(Functions):
         t_wants = [want and t is not None for want, t in zip(call.t_wants, call.tangents)]
         t_sum = None if all(t is None for t in call.tangents[:3]) else call.t_out.sum
         return _gradients(call, (*call.g, *call.h), call.wants, t_wants, (t_sum, *call.tangents[1:]), call.t_state.rstd)
+
+    def plain(self, call: Forward) -> tuple[Tensor, ...] | None:
+        """Leave ordinary training on a CPU to PyTorch's addcmul and to the norm, whose own kernels are as fast."""
+        x, gate, y, scale, shift = call.x
+        if call.options.implementation == "triton":
+            return None
+        total = torch.addcmul(x, gate, y)
+        operands = norm.Primals(total, scale, shift), norm.NoConstants(), norm.Options(*call.options)
+        return total, norm.OP.without_tangents(Forward(*operands)).out
 
     def reference(self, call: Forward) -> tuple[Tensor, ...]:
         return reference.norm_forward(*call.x, **_forward_options(call))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,16 +121,16 @@ def _prepared(
 
 def _canonical(groups: int, operands: Primals, x: Tensor) -> Primals:
     """Shape operands, or tangents of them, as the op takes them: ``[G, M, D]`` and ``[G, 1 or M, D]``."""
-    shape = (groups, math.prod(x.shape[:-1]) // max(groups, 1), x.shape[-1])
-    return Primals(*(None if y is None else _three_axes(y, x, shape) for y in operands))
+    D = x.shape[-1]
 
+    def shaped(y: Any) -> Any:
+        if y is None:
+            return None
+        if y.shape == x.shape:
+            return y.reshape(groups, math.prod(x.shape[:-1]) // max(groups, 1), D)
+        return y.expand(groups, 1, D) if y.ndim == 1 else y.reshape(groups, 1, D)
 
-def _three_axes(y: Tensor, x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    if y.shape == x.shape:
-        return y.reshape(shape)
-    if y.ndim == 1:
-        return y.expand(shape[0], 1, shape[2])
-    return y.reshape(shape[0], 1, shape[2])
+    return Primals(*map(shaped, operands))
 
 
 def _is_per_group(y: Tensor | None, x: Tensor) -> bool:
@@ -170,22 +171,25 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor 
     check_floating("x", x)
     if x.ndim == 0:
         raise ValueError("x must be [..., D], got a scalar")
+    shape, row = tuple(x.shape), tuple(x.shape[-1:])
     for name, y in (("weight", weight), ("bias", bias), ("scale", scale), ("shift", shift)):
         if y is None:
             continue
         check_floating(name, y)
-        allowed = _allowed_shapes(x) if name in ("scale", "shift") else [tuple(x.shape[-1:])]
-        if (y.shape != x.shape and tuple(y.shape) not in allowed) or (name in ("weight", "bias") and y.ndim != 1):
-            *others, last = (str(list(shape)) for shape in dict.fromkeys(allowed))
+        if (own := tuple(y.shape)) != row and (name in ("weight", "bias") or not _modulates(own, shape)):
+            groups = [] if name in ("weight", "bias") or x.ndim == 1 else [*_group_shapes(shape), shape]
+            *others, last = (str(list(allowed)) for allowed in dict.fromkeys([row, *groups]))
             wanted = f"{', '.join(others)} or {last}" if others else last
-            raise ValueError(f"{name} must be {wanted}, got shape {tuple(y.shape)}")
+            raise ValueError(f"{name} must be {wanted}, got shape {own}")
         if y.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {y.device}")
 
 
-def _allowed_shapes(x: Tensor) -> list[tuple[int, ...]]:
-    """Return the shapes that scale and shift may have."""
-    row, shape = tuple(x.shape[-1:]), tuple(x.shape)
-    if x.ndim == 1:
-        return [row]
-    return [row, (shape[0], *row), (shape[0], *(1,) * (x.ndim - 2), *row), shape]
+def _modulates(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return own == shape or (len(shape) > 1 and own in _group_shapes(shape))
+
+
+def _group_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes of a scale or shift per entry of x's first axis."""
+    first, last = shape[0], shape[-1]
+    return [(first, last), (first, *(1,) * (len(shape) - 2), last)]

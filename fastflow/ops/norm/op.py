@@ -94,7 +94,7 @@ def _numbers(call: Forward | DualForward) -> dict[str, Any]:
 
 
 def _wanted(operands: Primals, wants: Primals) -> tuple[bool, ...]:
-    return tuple(y is not None and is_wanted for y, is_wanted in zip(operands, wants))
+    return tuple(y is not None and bool(is_wanted) for y, is_wanted in zip(operands, wants))
 
 
 OP = TwiceDifferentiable(

@@ -84,6 +84,16 @@ def test_weight_and_bias_come_before_the_modulation():
         assert_close(ff.gated_add_layer_norm(x, gate, y, **given)[1], expected, 1e-5, str(options))
 
 
+def test_weights_and_modulation_are_combined_in_float32():
+    x, (w, scale) = draw(1, 8, 64), draw(2, 64, dtype=torch.bfloat16)
+    options = {"weight": w, "scale": scale, "bias": w, "shift": scale}
+    zero = torch.zeros_like(x)
+    normed = ff.gated_add_layer_norm(x, zero, zero, **options)[1]
+    w, scale = w.double(), scale.double()
+    n = math_layer_norm(x.double(), (64,), eps=1e-6)
+    assert_close(normed, (n * w + w) * (1 + scale) + scale, 1e-6)
+
+
 @pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16")], ids=str)
 def test_dtypes_are_promoted_as_pytorch_does(dtypes):
     stream, branch = (getattr(torch, name) for name in dtypes)

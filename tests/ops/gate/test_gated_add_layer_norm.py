@@ -12,7 +12,7 @@ from tests.compare import DEVICE, assert_close, math_layer_norm, tensors
 from tests.modes import MODES, Problem
 
 B, N, D, K = 2, 3, 4, 3
-FEWER = [mode for mode in MODES if not mode.startswith(("hessian", "jacobian"))]
+FEWER = [mode for mode in MODES if not mode.startswith(("hessian", "jacobian", "dual_level_with"))]
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -91,7 +91,7 @@ def test_mode_of_rms_norm(mode: str) -> None:
     compare(mode, problem(), norm="rms")
 
 
-@pytest.mark.parametrize("positions", [(0,), (1,), (4,), (0, 2), (2, 3)], ids=str)
+@pytest.mark.parametrize("positions", [(0,), (1,), (2, 3), (4,)], ids=str)
 @pytest.mark.parametrize("mode", FEWER)
 def test_mode_of_some_inputs(mode: str, positions: tuple[int, ...]) -> None:
     """Subsets of missing tangents and of unwanted gradients."""
