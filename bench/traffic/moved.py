@@ -38,7 +38,7 @@ def rows(names: Sequence[str]) -> Iterator[dict[str, Any]]:
                 "moved": traffic.touched,
                 "requested": traffic.requested,
                 "reloads": round(traffic.repeats(floor // 16), 3),
-                "kernels": [_kernel(x) for x in wide.launches if x.triton],
+                "kernels": [_kernel(*pair) for pair in _pairs(traffic, wide)],
                 "others": sorted(x.name for x in traffic.launches if not x.triton),
                 "source": source_hash(family_of(p.op.function)),
             }
@@ -49,17 +49,16 @@ def family_of(function: str) -> str:
     return getattr(ff, function).__module__.split(".")[-2]
 
 
-def _kernel(launch: Launch) -> dict[str, Any]:
-    """Describe one program of a kernel at the full width. burst: bytes that it loads between two of its stores."""
-    loaded, stored = (sum(x.touched for x in xs) / launch.programs for xs in (launch.loads, launch.stores))
-    from_memory = sum(x.touched for x in launch.loads) / max(1, sum(x.requested for x in launch.loads))
-    return {
-        "kernel": launch.name,
-        "programs": launch.programs,
-        "loaded": round(loaded),
-        "stored": round(stored),
-        "burst": round(launch.burst * from_memory),
-    }
+def _pairs(traffic: Traffic, wide: Traffic) -> Iterator[tuple[Launch, Launch]]:
+    """Yield each Triton launch with the same one at the full width."""
+    return zip(*([x for x in t.launches if x.triton] for t in (traffic, wide)), strict=True)
+
+
+def _kernel(launch: Launch, wide: Launch) -> dict[str, Any]:
+    """Describe a kernel. burst: bytes from memory that a program loads between two stores at the full width."""
+    loaded, stored = (sum(x.touched for x in xs) for xs in (launch.loads, launch.stores))
+    from_memory = sum(x.touched for x in wide.loads) / max(1, sum(x.requested for x in wide.loads))
+    return {"kernel": launch.name, "loaded": loaded, "stored": stored, "burst": round(wide.burst * from_memory)}
 
 
 def _passes(name: str, at: Sizes) -> Iterator[tuple[str, BlockProblem, Traffic, int]]:

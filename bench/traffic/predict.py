@@ -1,7 +1,7 @@
 """Predict the share of an H100's memory bandwidth that a kernel reaches, by Little's law.
 
-A kernel streams: every program loads a tile (or one tile in each iteration), computes and stores. Three times bound an
-iteration of the blocks that share an SM, in cycles:
+A kernel streams: every program loads a tile, computes and stores, once or in iterations. Three times bound an iteration
+of the blocks that share an SM, in cycles; its loads are those between two stores, its stores in proportion:
 
 * memory: their bytes at the SM's part of the bandwidth, CTAs (loaded + stored) / b.
 * latency: the loads of one block come back after L, then its instructions are issued, L + issued / 4.
@@ -41,23 +41,25 @@ class Bandwidth(NamedTuple):
 def bandwidth(kernel: Mapping[str, Any], budget: Mapping[str, Any], floor_share: float, stages: int = 1) -> Bandwidth:
     """Predict a kernel's share of the bandwidth.
 
-    kernel: loaded, stored and burst of a program, in bytes (see ``moved.py``). budget: of its compile row.
+    kernel: loaded and stored bytes, and the burst of a program (see ``moved.py``). budget: of its compile row.
     floor_share: the floor's bytes over those that are counted. stages: of a pipelined loop.
     """
-    iterations = max(1, round(kernel["loaded"] / max(1, kernel["burst"]))) if budget["part"] == "loop" else 1
-    moved = (kernel["loaded"] + kernel["stored"]) / iterations
     pipes = {pipe: cycles for pipe, cycles in predict(budget).cycles.items() if pipe not in ("HBM", "L2")}
     busiest = max(pipes, key=lambda pipe: pipes[pipe])
     ahead = max(1, stages - 1)
     issue = budget["issued"] / SCHEDULERS if stages == 1 else 0.0  # beside the loads of the iterations ahead
-    memory, latency = budget["ctas"] * moved / BYTES_PER_CYCLE, IDLE_LATENCY / ahead + issue
+    memory, latency = budget["ctas"] * bytes_of(kernel) / BYTES_PER_CYCLE, IDLE_LATENCY / ahead + issue
     slope = (FULL_LATENCY - IDLE_LATENCY) / ahead
-    shares = {
+    shares = {  # latency: s (latency + s slope) = memory
         "memory": 1.0,
-        "latency": (math.sqrt(latency**2 + 4 * slope * memory) - latency)
-        / (2 * slope),  # s (latency + s slope) = memory
+        "latency": (math.sqrt(latency**2 + 4 * slope * memory) - latency) / (2 * slope),
         busiest: memory / max(1.0, budget["ctas"] * pipes[busiest]),
     }
     bound = min(shares, key=lambda name: shares[name])
-    in_flight = round(budget["ctas"] * ahead * kernel["loaded"] / iterations)
+    in_flight = round(budget["ctas"] * ahead * kernel["burst"])
     return Bandwidth(budget["ctas"], in_flight, bound, shares[bound] * floor_share)
+
+
+def bytes_of(kernel: Mapping[str, Any]) -> float:
+    """Return the bytes that a program moves in an iteration: what it loads between two stores, and its stores."""
+    return kernel["burst"] * (kernel["loaded"] + kernel["stored"]) / kernel["loaded"]

@@ -94,7 +94,7 @@ def predictions(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row, predict.Ba
         (r["family"], r["case"]): r for r in map(json.loads, COMPILED.read_text().splitlines()) if "budget" in r
     }
     for row in rows:
-        kernel = max(row["kernels"], key=lambda k: k["programs"] * (k["loaded"] + k["stored"]))
+        kernel = max(row["kernels"], key=lambda k: k["loaded"] + k["stored"])
         every = cases(row["family"])
         stages = {case.name: case.constants.get("STAGES", 1) for case in every}
         found = [
@@ -113,7 +113,7 @@ def _distance(kernel: Row, compiled: Row) -> tuple[float, int]:
 
     Cases differ in the operands that are there.
     """
-    moved, budget = kernel["loaded"] + kernel["stored"], compiled["budget"]
+    moved, budget = predict.bytes_of(kernel), compiled["budget"]
     return round(abs(math.log(max(1, budget["global_bytes"]) / moved)), 1), -budget["issued"]
 
 
