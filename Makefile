@@ -6,7 +6,7 @@ BENCH := bench --record --benchmark-columns=min,median,iqr,rounds --benchmark-so
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-fast test-oldest lint bench bench-gpu bench-report gpu-check tune compile-report release-check clean
+.PHONY: demo test test-fast test-oldest lint bench bench-gpu bench-report gpu-check tune compile-report traffic-report release-check clean
 
 demo: $(VENV)/.train
 	$(BIN)/fastflow train --data digits --steps 1500 --batch-size 128 --seed 0 --overwrite --out runs/demo
@@ -44,6 +44,9 @@ tune:
 
 compile-report: $(VENV)/.test
 	$(BIN)/python -m bench.compiler
+
+traffic-report: $(VENV)/.test
+	$(BIN)/python -m bench.traffic
 
 release-check: lint test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.train.kills --count 15

@@ -109,6 +109,7 @@ BLOCK_OPS = {
         BlockOp("RoPE", "rope", lambda s: {"x": s.heads}, constants=_angles, unread=("x",)),
     )
 }
+KERNEL_OPS = [name for name in BLOCK_OPS if name != "linear"]  # PyTorch's GEMMs serve linear layers
 
 
 @dataclass(frozen=True)

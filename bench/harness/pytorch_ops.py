@@ -48,6 +48,10 @@ def gated_add_layer_norm(x: Tensor, gate: Tensor, y: Tensor, *args: Any, **keywo
     return total, layer_norm(total, *args, **keywords)
 
 
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
 def swiglu(a: Tensor, b: Tensor) -> Tensor:
     return F.silu(a) * b
 
@@ -68,7 +72,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm,
     "gated_add": gated_add,
     "gated_add_layer_norm": gated_add_layer_norm,
-    "gelu": F.gelu,
+    "gelu": gelu,
     "silu": F.silu,
     "swiglu": swiglu,
     "rope": rope,

@@ -1,6 +1,7 @@
 """Kernel launchers on one input each, with the results in float64 and PyTorch's in the same dtype."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import fastflow as ff
 from bench.harness.accuracy import share_of_budget
-from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Mode, Sizes
+from bench.harness.block_ops import BLOCK_OPS, KERNEL_OPS, BlockProblem, Mode, Sizes
 from bench.harness.checks import Finding, Setting
 from bench.harness.problems import Problem, oracle
 from bench.harness.pytorch_ops import reference_of
@@ -208,8 +209,8 @@ def every_launcher(setting: Setting, dtype: torch.dtype, width: int = 64) -> Ite
     for distribution in ("rademacher", "gaussian"):
         yield divergence(setting, dtype, distribution=distribution)
     yield normals(setting, dtype)
-    for name in BLOCK_OPS:
-        yield block_op(setting, dtype, name, "many", width)
+    for name, mode in itertools.product(KERNEL_OPS, ("joint", "many")):
+        yield block_op(setting, dtype, name, mode, width)
 
 
 def _title(name: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+from bench.harness.block_ops import KERNEL_OPS
 from bench.harness.interpreter import language_patched_once
 from bench.traffic import launches, moved, report
 
@@ -33,14 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="count nothing")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(arguments)
-    chosen = [op for op in moved.OPS_OF_KERNELS if any(name.lower() in op.lower() for name in args.names)]
+    chosen = [op for op in KERNEL_OPS if any(name.lower() in op.lower() for name in args.names)]
     rows = report.recorded()
     if not args.table:
         with ProcessPoolExecutor(args.workers) as pool:
             block, counted = pool.submit(_of_block), list(pool.map(_of_op, chosen))
         kept = [row for row in rows if "floor" in row and row["op"] not in chosen]
         found = kept + [row for of_op in counted for row in of_op]
-        rows = sorted(found, key=lambda row: moved.OPS_OF_KERNELS.index(row["op"])) + block.result()
+        rows = sorted(found, key=lambda row: KERNEL_OPS.index(row["op"])) + block.result()
         report.ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = report.text(rows)
     report.TABLE.write_text(table)

@@ -12,7 +12,6 @@ from bench.compiler.report import source_hash
 from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Sizes
 from bench.harness.traffic import Launch, Traffic, counted
 
-OPS_OF_KERNELS = [name for name in BLOCK_OPS if name != "linear"]  # whose kernels are PyTorch's GEMMs
 PASSES = ("joint forward", "joint backward")
 # 32 images of DiT-XL/2 at an eighth of its width: bytes per token and channel do not depend on the width, but partial
 # sums depend on the number of tokens. Elementwise ops have none, so fewer tokens do.

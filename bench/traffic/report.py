@@ -1,6 +1,8 @@
 """The report on memory traffic: bytes beside the floor, the bandwidth that they predict, launches of a DiT block."""
 
+import functools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from bench.traffic import predict
 ROWS = RESULTS / "memory_traffic.jsonl"
 TABLE = ROWS.with_suffix(".md")
 Row = dict[str, Any]
+_WIDTH, _HEAD_DIM = 1152, 72  # of DiT-XL/2
 MOST_MOVED = 1.05  # times the floor
 LEAST_SHARE = 0.85  # of the bandwidth
 
@@ -34,7 +37,7 @@ _PREDICTED = f"""\
 
 **A model, not a measurement**: `bench/traffic/predict.py` says what it assumes. DiT-XL/2's width of 1,152 in bf16 on an
 H100: {predict.HBM / 1e12} TB/s, {predict.IN_FLIGHT >> 10} KiB in flight on each of {predict.SMS} SMs for all of it,
-blocks per SM and instructions from the compile report. In flight: what the loads of the resident blocks are.
+blocks per SM and instructions from the compile report. In flight: bytes of the resident blocks' loads.
 """
 
 _LAUNCHES = """\
@@ -92,21 +95,33 @@ def predictions(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row, predict.Ba
     }
     for row in rows:
         kernel = max(row["kernels"], key=lambda k: k["programs"] * (k["loaded"] + k["stored"]))
+        every = cases(row["family"])
+        stages = {case.name: case.constants.get("STAGES", 1) for case in every}
         found = [
             compiled[key]
-            for case in cases(row["family"])
+            for case in every
             if (key := (row["family"], case.name)) in compiled and _serves(case, kernel["kernel"])
         ]
         if found:
-            widest = max(found, key=lambda r: r["budget"]["global_bytes"])
-            yield row, kernel, widest, predict.bandwidth(kernel, widest["budget"], row["floor"] / row["moved"])
+            nearest = min(found, key=functools.partial(_distance, kernel))
+            share = row["floor"] / row["moved"]
+            yield row, kernel, nearest, predict.bandwidth(kernel, nearest["budget"], share, stages[nearest["case"]])
+
+
+def _distance(kernel: Row, compiled: Row) -> tuple[float, int]:
+    """Order the cases of a kernel: those that move about as many bytes first, of these the one with most instructions.
+
+    Cases differ in the operands that are there.
+    """
+    moved, budget = kernel["loaded"] + kernel["stored"], compiled["budget"]
+    return round(abs(math.log(max(1, budget["global_bytes"]) / moved)), 1), -budget["issued"]
 
 
 def _serves(case: Any, kernel: str) -> bool:
-    """Return True for a case of this kernel in bf16 at DiT-XL/2's width, or of a kernel that knows no width."""
+    """Return True for a case of this kernel in bf16 at DiT-XL/2's width or head dim, if it knows either."""
     types = [str(x) for x in case.signature.values()]
-    width = case.constants.get("D", 1152)
-    return case.kernel.__name__ == kernel and width == 1152 and any(x.startswith("*bf16") for x in types)
+    width = case.constants.get("D", _WIDTH)
+    return case.kernel.__name__ == kernel and width in (_WIDTH, _HEAD_DIM) and any(x.startswith("*bf16") for x in types)
 
 
 def _predicted(rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from .._checks import check_choice
 from ..ops.activation import silu
 from ..ops.attention.api import attention
 from .activation import GELU, SwiGLU
-from .embeddings import RotaryEmbedding, TimeEmbedding, position_embedding
+from .embeddings import RotaryEmbedding, TimeEmbedding, add, position_embedding
 from .linear import initialized_linear as linear
 from .norm import Branch, NormKind, RMSNorm, add_and_normalize
 
@@ -155,10 +155,10 @@ class DiT(nn.Module):
             raise ValueError(f"t must be a scalar or [{x.shape[0]}], got shape {tuple(t.shape)}")
         p, (_, height, _) = self.patch_size, self.input_shape
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
-        tokens = self.patch_embedding(patches) + self.positions.to(x.dtype)  # [B, N, D]
+        tokens = add(self.patch_embedding(patches), self.positions.to(x.dtype))  # [B, N, D]
         condition = self.time_embedding(t.expand(x.shape[0]))
         if (labels := self._labels(x, y)) is not None:
-            condition = condition + self.label_embedding(labels)
+            condition = add(condition, self.label_embedding(labels))
         condition, branch = silu(condition), None
         for block in self.blocks:
             tokens, branch = block(tokens, branch, condition)

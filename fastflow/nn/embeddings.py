@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._dtypes import at_least_float32
+from ..ops._tangents import complete_tangents
 from ..ops.activation import silu
 from ..ops.rope import rope
 from .linear import Linear
@@ -44,6 +45,7 @@ class TimeEmbedding(nn.Module):
         t = t.to(at_least_float32(t))  # half precision cannot hold 1000 t
         k = torch.arange(self.num_frequencies, dtype=t.dtype, device=t.device)
         omega = self.time_scale * torch.exp(-math.log(_MAX_PERIOD) / self.num_frequencies * k)
+        t, omega = complete_tangents(t, omega)  # else PyTorch's mul, compiled under a jvp, fixes the size of the batch
         angle = t[:, None] * omega
         waves = torch.cat((angle.cos(), angle.sin()), dim=1)
         return self.linear2(silu(self.linear1(waves.to(self.linear1.weight.dtype))))
@@ -79,3 +81,9 @@ def position_embedding(hidden_size: int, height: int, width: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [axis.flatten()[:, None] * omega for axis in (row, column)]  # 2 x [H W, D / 4]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Return ``x + y``; PyTorch's sum, compiled with a tangent on one of the two, fixes the size of the batch."""
+    x, y = complete_tangents(x, y)
+    return x + y

@@ -35,7 +35,7 @@ def rope_table(
         TypeError: sizes or dim is no int, or base is no number.
         ValueError: sizes has more than three axes or none, a size is below 1, or dim does not divide.
 
-    Source: Su et al., RoFormer (2104.09864), eq. 15; one part of the channels per axis as in Lu et al., FiT (2402.12376).
+    Source: Su et al., RoFormer (2104.09864), eq. 15; a part of the channels per axis as in Lu et al., FiT (2402.12376).
     """
     axes = [check_count("sizes", n) for n in ([sizes] if isinstance(sizes, int) else sizes)]
     dim, base, num = check_count("dim", dim), check_number("base", base), len(axes)

@@ -100,7 +100,8 @@ def rotate(
         with on_device(cos):
             _rotate_kernel[(triton.cdiv(N, block) * G * H,)](
                 x, tx, cos, sin, out, t_out,
-                _strides(x), _strides(tx), _strides(cos), _strides(sin), H, N, 0 if tx is None else len(tx), G * H * N * D,
+                _strides(x), _strides(tx), _strides(cos), _strides(sin),
+                H, N, 0 if tx is None else len(tx), G * H * N * D,
                 D=D, HALF=half, INTERLEAVED=interleaved, TRANSPOSE=transpose,
                 PAIRS=pairs, REST=triton.next_power_of_2(D - 2 * half), BLOCK=block, num_warps=NUM_WARPS,
             )  # fmt: skip

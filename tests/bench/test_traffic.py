@@ -1,5 +1,7 @@
 """Bytes and launches are counted exactly, floors and predictions are those of a calculation by hand."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,10 +11,12 @@ import triton
 import triton.language as tl
 
 import fastflow as ff
-from bench.harness.block_ops import BLOCK_OPS, BlockProblem, Sizes
+from bench.compiler.report import source_hash
+from bench.harness.block_ops import BLOCK_OPS, KERNEL_OPS, BlockProblem, Sizes
 from bench.harness.pytorch_ops import OPS
 from bench.harness.traffic import bytes_of, counted
-from bench.traffic import predict
+from bench.traffic import predict, report
+from bench.traffic.moved import PASSES
 from tests.compare import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="counts in the interpreter")
@@ -128,15 +132,53 @@ def test_the_predicted_bandwidth_by_hand():
     kernel = {"loaded": 4096, "stored": 4096, "burst": 4096}
     found = predict.bandwidth(kernel, BUDGET, 0.98)
     assert (found.in_flight, found.bound, found.share) == (8 * 4096, "memory", 0.98)
-    few = predict.bandwidth(kernel, BUDGET | {"ctas": 2}, 1.0)
+    few = predict.bandwidth(kernel, BUDGET | {"ctas": 1}, 1.0)
     assert few.bound == "latency"
-    assert few.share == pytest.approx(2 * 8192 / predict.BYTES_PER_CYCLE / (predict.LATENCY + 100))
+    latency = predict.IDLE_LATENCY + few.share * (predict.FULL_LATENCY - predict.IDLE_LATENCY)
+    assert few.share == pytest.approx(8192 / predict.BYTES_PER_CYCLE / (latency + 100))
     busy = predict.bandwidth(kernel, BUDGET | {"exp2": 10_000}, 1.0)
     assert busy.bound == "MUFU"
     assert busy.share == pytest.approx(8192 / predict.BYTES_PER_CYCLE / (32 * 10_000 / 16))
+
+
+def test_a_pipelined_loop_hides_its_instructions_and_keeps_more_in_flight():
+    kernel = {"loaded": 4 * 4096, "stored": 4096, "burst": 4096}
+    loop = BUDGET | {"part": "loop", "ctas": 1, "issued": 2000}
+    plain, two, three = (predict.bandwidth(kernel, loop, 1.0, stages) for stages in (1, 2, 3))
+    assert plain.share < two.share < three.share
+    assert (two.in_flight, three.in_flight) == (4096, 2 * 4096)
 
 
 def test_a_loop_keeps_one_iteration_in_flight():
     kernel = {"loaded": 4 * 4096, "stored": 4096, "burst": 4096}
     assert predict.bandwidth(kernel, BUDGET | {"part": "loop"}, 1.0).in_flight == 8 * 4096
     assert predict.bandwidth(kernel, BUDGET, 1.0).in_flight == 8 * 4 * 4096
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return report.recorded()
+
+
+def test_the_recorded_report_is_of_these_sources_and_within_limits(recorded):
+    counted_rows = [row for row in recorded if "floor" in row]
+    assert [(row["op"], row["pass"]) for row in counted_rows] == list(itertools.product(KERNEL_OPS, PASSES))
+    for row in counted_rows:
+        assert row["source"] == source_hash(row["family"]), "the kernels changed: run python -m bench.traffic"
+    assert report.faults(recorded) == []
+    assert len(list(report.predictions(counted_rows))) == len(counted_rows)
+    assert report.TABLE.read_text() == report.text(recorded)
+
+
+def test_a_block_launches_less_than_a_third_of_pytorchs_kernels(recorded):
+    found = {(row["way"], row["pass"]): row["launches"] for row in recorded if "way" in row}
+    for name in PASSES:
+        assert 3 * found["fastflow", name] < found["PyTorch", name]
+
+
+def test_faults_are_seen():
+    row = {"op": "x", "pass": "joint forward", "floor": 100, "moved": 105, "reloads": 1.0, "family": "noise"}
+    row["kernels"] = [{"kernel": "none", "programs": 1, "loaded": 1, "stored": 1, "burst": 1}]
+    assert report.faults([row]) == []
+    assert "1.060 times the floor" in report.faults([row | {"moved": 106}])[0]
+    assert "2.0 times" in report.faults([row | {"reloads": 2.0}])[0]

@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+import fastflow as ff
 from bench.harness.accuracy import GuardedAllocator
+from bench.harness.block_ops import BLOCK_OPS, KERNEL_OPS, BlockProblem, Sizes
 from bench.harness.checks import Finding, Setting
 from bench.harness.rows import ROOT
 from bench.harness.subjects import Subject, attention_problem, dtypes, every_launcher
@@ -61,11 +65,24 @@ def far_views(setting: Setting) -> list[Case]:
     return [
         Case("flow step", lambda: _compare("flow step", lambda far: _flow_step(setting, dtype, far))),
         *(Case(f"attention {axis}", _far_attention(setting, dtype, axis)) for axis in _AXES),
+        *(Case(name, _far_block_op(setting, dtype, name)) for name in KERNEL_OPS),
     ]
 
 
 def _far_attention(setting: Setting, dtype: torch.dtype, axis: str) -> Callable[[], list[Finding]]:
     return lambda: _compare(f"attention {axis}", lambda far: _attention(setting, dtype, _AXES[axis], far))
+
+
+def _far_block_op(setting: Setting, dtype: torch.dtype, name: str) -> Callable[[], list[Finding]]:
+    p = BlockProblem.draw(BLOCK_OPS[name], Sizes(1, 33, 64, 1), dtype, setting.device)
+    function = partial(getattr(ff, p.op.function), backend="triton")
+
+    def compute(far: bool) -> list[Tensor]:
+        first, x = next(iter(p.operands.items()))
+        operands = {**p.operands, first: _spread(x, x.ndim - 2, _buffer(x))} if far else p.operands
+        return list(replace(p, operands=operands).run("joint", function))
+
+    return lambda: _compare(name, compute)
 
 
 def _compare(name: str, compute: Callable[[bool], list[Tensor]]) -> list[Finding]:

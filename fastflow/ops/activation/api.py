@@ -23,7 +23,8 @@ def gelu(x: Tensor, approximate: str = "none", *, backend: str = "auto") -> Tens
     Args:
         x: any shape and strides; float16, bfloat16, float32 or float64.
         approximate: ``"none"``, or ``"tanh"`` for ``x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2``.
-        backend: ``"auto"``, ``"triton"`` or ``"reference"``. Without forward mode, PyTorch's own kernel is used.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``. Outside of transforms and forward mode,
+            PyTorch's own kernel is used.
 
     Returns:
         A tensor of the shape and dtype of x.

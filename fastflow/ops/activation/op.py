@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..._torch import inside_transform
 from ...kernels.activation import aten, reference
 from .._batching import JoinBatch
 from .._calls import Backward, DualBackward, DualForward, Forward
@@ -52,9 +53,12 @@ class ActivationFunctions(Functions):
         return tuple(absent(call.x.x) if dx is None else dx for dx in grads)
 
     def plain(self, call: Forward) -> tuple[Tensor] | None:
-        """Return None for a gated activation in Triton, which keeps x and b only; autograd would keep φ(x) too."""
+        """Return None inside a transform, which may map the cotangents, and for a gated activation in Triton.
+
+        Many cotangents share φ' here, and the kernels keep x and b, where autograd would keep φ(x) as well.
+        """
         (x, b), (kind, implementation) = call.x, call.options
-        if b is not None and implementation == "triton":
+        if inside_transform() or (b is not None and implementation == "triton"):
             return None
         if kind == "silu":
             phi = F.silu(x)
@@ -63,10 +67,12 @@ class ActivationFunctions(Functions):
         return (phi if b is None else phi * b,)
 
     def reference(self, call: Forward) -> tuple[Tensor]:
-        return (reference.forward(*call.x, call.options.kind),)
+        x, b = call.x
+        return (reference.forward(x, b, call.options.kind),)
 
     def dual_reference(self, call: DualForward) -> tuple[Tensor, Tensor]:
-        return reference.dual_forward(*call.x, *call.tangents, call.options.kind)
+        (x, b), (tx, tb) = call.x, call.tangents
+        return reference.dual_forward(x, b, tx, tb, call.options.kind)
 
 
 def _wanted(group: Primals, wants: Primals) -> tuple[bool, ...]:

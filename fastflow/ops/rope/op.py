@@ -55,10 +55,12 @@ class RopeFunctions(Functions):
         return dx, absent(x) if dtx is None else dtx
 
     def reference(self, call: Forward) -> tuple[Tensor]:
-        return (reference.forward(*call.x, *call.constants, call.options.interleaved),)
+        cos, sin = call.constants
+        return (reference.forward(call.x.x, cos, sin, call.options.interleaved),)
 
     def dual_reference(self, call: DualForward) -> tuple[Tensor, Tensor]:
-        return reference.dual_forward(*call.x, *call.tangents, *call.constants, call.options.interleaved)
+        cos, sin = call.constants
+        return reference.dual_forward(call.x.x, call.tangents.x, cos, sin, call.options.interleaved)
 
 
 def _rotate(options: Options) -> Callable[..., Any]:

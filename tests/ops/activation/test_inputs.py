@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jvp, vjp, vmap
 
 from fastflow import gelu, silu, swiglu
+from fastflow.kernels.activation import aten
 from tests.compare import DEVICE, assert_close
 
 FUNCTIONS = {"gelu": gelu, "gelu_tanh": lambda x, **o: gelu(x, "tanh", **o), "silu": silu}
@@ -175,3 +176,13 @@ def test_a_third_derivative_is_refused():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call(draw(3, 4))
+
+
+def test_many_cotangents_share_the_slope(monkeypatch):
+    calls = []
+    own = aten._curve
+    monkeypatch.setattr(aten, "_curve", lambda *args, **options: calls.append(args) or own(*args, **options))
+    x, gs = draw(3, 4), draw(5, 3, 4, seed=1)
+    actual = vmap(vjp(gelu, x)[1])(gs)[0]
+    assert len(calls) == 1
+    assert_close(actual, vmap(vjp(F.gelu, x)[1])(gs)[0], 1e-14)
