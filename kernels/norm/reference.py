@@ -84,4 +84,7 @@ def factor(scale: Tensor, unit: bool) -> Tensor:
 
 def wide_dtype(*tensors: Tensor | None) -> torch.dtype:
     """Return the dtype in which a norm of these is computed."""
-    return at_least_float32(*(x for x in tensors if x is not None))
+    for x in tensors:
+        if x is not None and x.dtype == torch.float64:
+            return torch.float64
+    return torch.float32

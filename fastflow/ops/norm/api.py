@@ -1,8 +1,6 @@
 """Layer norm and RMS norm over the last axis, with weights or modulation: one function each, for every mode."""
 
 import functools
-import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +9,8 @@ from ..._checks import check_floating, check_number, check_recording
 from ..._dtypes import at_least_float32, autocast_dtype
 from ...kernels.norm import reference
 from .._tangents import complete_tangents
-from .op import OP, NoConstants, Options, Primals
+from .op import OP, NoConstants, Options, Primals, canonical
+from .plain import plain_norm
 from .select import select
 
 _NO_CONSTANTS = NoConstants()
@@ -104,33 +103,21 @@ def _norm(
     groups = x.shape[0] if any(_is_per_group(y, x) for y in (scale, shift)) else 1
     implementation = select(backend, x, scale, shift)
     if OP.why_not_compiled() is not None or (not torch.compiler.is_compiling() and x.numel() == 0):
-        primals = _canonical(groups, Primals(*complete_tangents(*primals)), x)
+        primals = canonical(groups, Primals(*complete_tangents(*primals)), x)
         out = reference.forward(*primals, eps=eps, centred=centred, unit=unit, dtype=dtype)
-    else:
-        options = Options(eps, centred, unit, str(dtype).removeprefix("torch."), implementation)
-        out = OP(primals, _NO_CONSTANTS, functools.partial(_prepared, groups, options)).out
-    return out.reshape(x.shape)
+        return out.reshape(x.shape)
+    options = Options(eps, centred, unit, str(dtype).removeprefix("torch."), implementation)
+    plain = plain_norm(primals, groups, options)
+    if plain is not None:
+        return plain
+    return OP(primals, _NO_CONSTANTS, functools.partial(_prepared, groups, options)).out.reshape(x.shape)
 
 
 def _prepared(
     groups: int, options: Options, primals: Primals, tangents: Primals | None
 ) -> tuple[Primals, Primals | None, Options]:
-    tangents = None if tangents is None else _canonical(groups, tangents, primals.x)
-    return _canonical(groups, primals, primals.x), tangents, options
-
-
-def _canonical(groups: int, operands: Primals, x: Tensor) -> Primals:
-    """Shape operands, or tangents of them, as the op takes them: ``[G, M, D]`` and ``[G, 1 or M, D]``."""
-    D = x.shape[-1]
-
-    def shaped(y: Any) -> Any:
-        if y is None:
-            return None
-        if y.shape == x.shape:
-            return y.reshape(groups, math.prod(x.shape[:-1]) // max(groups, 1), D)
-        return y.expand(groups, 1, D) if y.ndim == 1 else y.reshape(groups, 1, D)
-
-    return Primals(*map(shaped, operands))
+    tangents = None if tangents is None else canonical(groups, tangents, primals.x)
+    return canonical(groups, primals, primals.x), tangents, options
 
 
 def _is_per_group(y: Tensor | None, x: Tensor) -> bool:

@@ -3,6 +3,7 @@
 Shapes: x ``[G, M, D]``; scale and shift ``[G, 1 or M, D]``; tangents, and cotangents of tangents, with a leading K.
 """
 
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -41,6 +42,20 @@ class Options(NamedTuple):
     unit: bool
     dtype: str
     implementation: str
+
+
+def canonical(groups: int, operands: Primals, x: Tensor) -> Primals:
+    """Shape operands, or tangents of them, as the op takes them: ``[G, M, D]`` and ``[G, 1 or M, D]``."""
+    D = x.shape[-1]
+
+    def shaped(y: Any) -> Any:
+        if y is None:
+            return None
+        if y.shape == x.shape:
+            return y.reshape(groups, math.prod(x.shape[:-1]) // max(groups, 1), D)
+        return y.expand(groups, 1, D) if y.ndim == 1 else y.reshape(groups, 1, D)
+
+    return Primals(*map(shaped, operands))
 
 
 class NormFunctions(Functions):
