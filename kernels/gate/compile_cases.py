@@ -66,7 +66,7 @@ def _norm_backward(arch: str, dtype: str, D: int, dual: bool, shared: bool = Tru
     of_shared, t_sums = "fp32" if shared else dtype, dual and (single or not shared)
     arguments |= _pointers(dtype, "dx dy") | _pointers(of_shared, "d_gate d_scale d_shift")
     arguments |= _pointers(dtype, "d_tx d_ty", dual) | _pointers(of_shared, "d_t_gate d_t_scale d_t_shift", t_sums)
-    arguments |= _sizes("group_size chunk_size num_groups num_chunks num_inner")
+    arguments |= _sizes("group_size chunk_size num_groups num_chunks") | {"num_inner": "1" if single else "i32"}
     kernel = _gated_norm_backward_kernel
     return _wide("norm backward", kernel, arch, dtype, D, dual, shared, single, arguments, {"PRIMAL": True})
 
@@ -87,7 +87,7 @@ def _wide(
     tile = norm_tile(D, backward="backward" in name)
     constants = constants | {
         "D": D, "CENTRED": True, "UNIT": True, "SHARED": (shared,) * 3, "SINGLE": single, "ALIGN": 8,
-        "ROWS": tile.rows, "COLUMNS": tile.columns,
+        "ROWS": tile.rows, "COLUMNS": tile.columns, **({"STAGES": tile.stages} if "backward" in name else {}),
     }  # fmt: skip
     notes = " dual" * dual + " per token" * (not shared) + " many" * (not single)
     spill_free = dtype == "bf16" and D <= 1536

@@ -33,7 +33,7 @@ from .config import norm_tile
 from .norm_operands import NormOperands
 
 Wants = Sequence[bool]  # of x, gate, y, scale and shift
-_UNSPECIALIZED = ["group_size", "chunk_size", "num_groups", "num_chunks", "num_inner"]
+_UNSPECIALIZED = ["group_size", "chunk_size", "num_groups", "num_chunks"]  # K = 1 is compiled without a loop
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -57,6 +57,7 @@ def _gated_norm_backward_kernel(
     # what is compiled: PRIMAL: a gradient of x, gate or y is wanted; SHARED: rows of a group share gate, scale, shift
     D: tl.constexpr, CENTRED: tl.constexpr, UNIT: tl.constexpr, PRIMAL: tl.constexpr, SHARED: tl.constexpr,
     SINGLE: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     chunk, group, outer = pid % num_chunks, pid // num_chunks % num_groups, pid // num_chunks // num_groups
@@ -70,7 +71,7 @@ def _gated_norm_backward_kernel(
     sum_gate, sum_scale, sum_shift = zero, zero, zero  # of what rows share
     sum_t_gate, sum_t_scale, sum_t_shift = zero, zero, zero
 
-    for start in range(first, end, ROWS):
+    for start in tl.range(first, end, ROWS, num_stages=STAGES):
         token = start + tl.arange(0, ROWS)  # int64 [R]
         row = group * group_size + token
         mask_row = token < end
@@ -88,7 +89,8 @@ def _gated_norm_backward_kernel(
             of_scale += g * n
             of_shift += g
 
-        for k in range(outer * num_inner, (outer + 1) * num_inner):
+        for inner in range(num_inner):
+            k = outer * num_inner + inner
             t_row = k * num_groups * group_size + row
             G = zero  # the cotangent of the sum's tangent, (8)
             if h_sum_ptr is not None:
@@ -222,7 +224,7 @@ def _gradients(operands: NormOperands, wanted: Wants, *, centred: bool, unit: bo
             M, chunk, G, chunks, inner,
             D=D, CENTRED=centred, UNIT=unit, PRIMAL=any(wanted[:3]),
             SHARED=shared_by_rows(*likes[:2], *likes[3:5]), SINGLE=K == 1,
-            ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.num_warps,
+            ALIGN=align, ROWS=tile.rows, COLUMNS=tile.columns, STAGES=tile.stages, num_warps=tile.num_warps,
         )  # fmt: skip
     if shared:
         sums = sum_partials([results[i] for i in shared], [likes[i].dtype for i in shared])

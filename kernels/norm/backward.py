@@ -28,7 +28,9 @@ Wants = Sequence[bool]  # of x, scale and shift
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-@triton.jit(do_not_specialize=["group_size", "chunk_size", "num_groups", "num_chunks", "num_inner"])
+@triton.jit(
+    do_not_specialize=["group_size", "chunk_size", "num_groups", "num_chunks"]
+)  # K = 1 is compiled without a loop
 def _norm_backward_kernel(
     # inputs: cotangents of out and t_out, operands, tangents; all but h and x may be None
     g_ptr, h_ptr, x_ptr, scale_ptr, tx_ptr, t_scale_ptr, mean_ptr, rstd_ptr,
@@ -42,6 +44,7 @@ def _norm_backward_kernel(
     group_size, chunk_size, num_groups, num_chunks, num_inner,
     D: tl.constexpr, CENTRED: tl.constexpr, UNIT: tl.constexpr, ALIGN: tl.constexpr,
     SCALE_PER_TOKEN: tl.constexpr, SHIFT_PER_TOKEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     chunk, group, outer = pid % num_chunks, pid // num_chunks % num_groups, pid // num_chunks // num_groups
@@ -52,7 +55,7 @@ def _norm_backward_kernel(
         tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32),
     )  # fmt: skip
 
-    for start in range(first, end, ROWS):
+    for start in tl.range(first, end, ROWS, num_stages=STAGES):
         token = start + tl.arange(0, ROWS)  # int64 [R]
         row = group * group_size + token
         mask_row = token < end
@@ -69,7 +72,8 @@ def _norm_backward_kernel(
             of_scale += g[0] * n
             of_shift += g[0]
 
-        for k in range(outer * num_inner, (outer + 1) * num_inner):
+        for inner in range(num_inner):
+            k = outer * num_inner + inner
             t_row = k * num_groups * group_size + row
             h = load_tangent(h_ptr, strides_h, k, group, token, cols, mask, ALIGN)[0]
             H = scaled(h, factor)
@@ -207,7 +211,7 @@ def _gradients(
             *operands, mean.contiguous(), rstd.contiguous(), *results, *(strides(y, align) for y in operands),
             M, chunk, G, num_chunks, inner, D=D, CENTRED=options.centred, UNIT=options.unit, ALIGN=align,
             SCALE_PER_TOKEN=not {1, 4} & set(shared), SHIFT_PER_TOKEN=not {2, 5} & set(shared),
-            ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.num_warps,
+            ROWS=tile.rows, COLUMNS=tile.columns, STAGES=tile.stages, num_warps=tile.num_warps,
         )  # fmt: skip
     if shared:
         sums = sum_partials([results[i] for i in shared], [likes[i].dtype for i in shared])

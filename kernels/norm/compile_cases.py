@@ -39,7 +39,7 @@ def _forward(arch: str, dtype: str, D: int, mode: str, dual: bool) -> CompileCas
     outputs = {"out_ptr": _pointer(dtype), "t_out_ptr": _pointer(dtype) if dual else None}
     statistics = {"mean_ptr": "*fp32:16", "rstd_ptr": "*fp32:16", "eps": "fp32"}
     statistics |= {f"t_{name}_ptr": "*fp32:16" if dual else None for name in ("mean", "rstd")}
-    sizes = dict.fromkeys(("num_rows", "group_size", "num_tangents"), "i32")
+    sizes = dict.fromkeys(("num_rows", "group_size"), "i32") | {"num_tangents": "1"}
     return _case("forward", _norm_forward_kernel, arch, dtype, D, mode, dual, arguments | outputs | statistics | sizes)
 
 
@@ -52,7 +52,7 @@ def _backward(arch: str, dtype: str, D: int, mode: str, dual: bool) -> CompileCa
     for name, of in zip((*primal, *tangent), primal * 2):
         kept = of in names and (dual or name in tangent)
         arguments[f"d{name}_ptr"] = None if not kept else _pointer(dtype) if of == "x" else "*fp32:16"
-    sizes = dict.fromkeys(("group_size", "chunk_size", "num_groups", "num_chunks", "num_inner"), "i32")
+    sizes = dict.fromkeys(("group_size", "chunk_size", "num_groups", "num_chunks"), "i32") | {"num_inner": "1"}
     constants = {"SCALE_PER_TOKEN": False, "SHIFT_PER_TOKEN": False}
     return _case("backward", _norm_backward_kernel, arch, dtype, D, mode, dual, arguments | sizes, constants)
 
@@ -79,6 +79,8 @@ def _case(
     constants: dict[str, Any] | None = None,
 ) -> CompileCase:  # fmt: skip
     tile = config(D, backward=direction == "backward")
+    tiled = {"ROWS": tile.rows, "COLUMNS": tile.columns}
+    tiled |= {"STAGES": tile.stages} if direction == "backward" else {}
     given = {name: ty for name, ty in arguments.items() if ty is not None}
     absent = {name: None for name, ty in arguments.items() if ty is None}
     options = {"D": D, "CENTRED": mode != "rms", "UNIT": mode == "modulated", "ALIGN": 8}
@@ -87,7 +89,7 @@ def _case(
         kernel=kernel,
         arch=arch,
         signature=given,
-        constants={**absent, **options, **(constants or {}), "ROWS": tile.rows, "COLUMNS": tile.columns},
+        constants={**absent, **options, **(constants or {}), **tiled},
         num_warps=tile.num_warps,
         spill_free=dtype == "bf16" and D <= 1536,
     )

@@ -20,7 +20,7 @@ from ._tile import (
 )
 from .config import config
 
-UNSPECIALIZED = ["num_rows", "group_size", "num_tangents"]
+UNSPECIALIZED = ["num_rows", "group_size"]  # K = 1 is compiled without a loop
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -49,10 +49,6 @@ def _norm_forward_kernel(
     out = scaled(n, factor)  # (3)
     if shift_ptr is not None:
         out += load_rows(shift_ptr, strides_shift, group, token, cols, mask, ALIGN)[0]
-    store_rows(out_ptr, out, row, cols, mask, D)
-    tl.store(rstd_ptr + row[:, None], rstd, mask=mask_row[:, None])
-    if CENTRED:
-        tl.store(mean_ptr + row[:, None], mean, mask=mask_row[:, None])
 
     if t_out_ptr is not None:
         for k in range(num_tangents):
@@ -62,13 +58,19 @@ def _norm_forward_kernel(
             if tx_ptr is not None:
                 t_mean, t_rstd = row_mean(u[0], D), -rstd * rstd * row_mean(u[0] * n, D)
                 u = (jacobian_times(u[0], n, rstd, D, CENTRED),)  # (2)
-            tl.store(t_rstd_ptr + t_row[:, None], t_rstd, mask=mask_row[:, None])
-            if CENTRED:
-                tl.store(t_mean_ptr + t_row[:, None], t_mean, mask=mask_row[:, None])
             t_scale = load_tangent(t_scale_ptr, strides_t_scale, k, group, token, cols, mask, ALIGN)
             t_shift = load_tangent(t_shift_ptr, strides_t_shift, k, group, token, cols, mask, ALIGN)
             t_out = modulated_tangent(n, u, factor, t_scale, t_shift)  # (4)
             store_rows(t_out_ptr, t_out, t_row, cols, mask, D)
+            tl.store(t_rstd_ptr + t_row[:, None], t_rstd, mask=mask_row[:, None])
+            if CENTRED:
+                tl.store(t_mean_ptr + t_row[:, None], t_mean, mask=mask_row[:, None])
+
+    # last, so that the loads of the first tangent wait for no store
+    store_rows(out_ptr, out, row, cols, mask, D)
+    tl.store(rstd_ptr + row[:, None], rstd, mask=mask_row[:, None])
+    if CENTRED:
+        tl.store(mean_ptr + row[:, None], mean, mask=mask_row[:, None])
 
 
 def forward(
