@@ -54,7 +54,7 @@ def twice_differentiable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) 
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _prepared(primals: Primals, tangents: Primals | None) -> tuple[Primals, Primals | None, Options]:
+def _prepared(primals: Any, tangents: Any) -> tuple[Any, Any, Options]:
     """Cast as autocast casts the arguments of ``F.linear``, and give every tensor three axes."""
     return _canonical(*primals), None if tangents is None else _canonical(*tangents), _OPTIONS
 
