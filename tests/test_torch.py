@@ -347,6 +347,17 @@ def test_weight_norm_backward():
     torch.testing.assert_close(_torch.weight_norm_backward(g, w, a, norm), expected)
 
 
+def test_builtin_functions():
+    torch.testing.assert_close(_torch.builtin_functions().silu(X), X * X.sigmoid())
+
+
+def test_native_layer_norm_is_pytorchs(monkeypatch):
+    expected = torch.native_layer_norm(X, (3,), None, None, 1e-5)
+    monkeypatch.setattr(torch, "native_layer_norm", None)
+    for a, b in zip(_torch.native_layer_norm(X, (3,), None, None, 1e-5), expected):
+        torch.testing.assert_close(a, b)
+
+
 def test_own_linear():
     w, b = torch.randn(4, 3), torch.randn(4)
     torch.testing.assert_close(_torch.own_linear(X, w, b), X @ w.mT + b)

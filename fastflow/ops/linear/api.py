@@ -1,5 +1,7 @@
 """The linear layer, one function for every mode of ``torch.func`` and autograd."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,12 +54,12 @@ def twice_differentiable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) 
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _prepared(primals: Primals, tangents: Primals | None) -> tuple[Primals, Primals | None, Options]:
+def _prepared(primals: Any, tangents: Any) -> tuple[Any, Any, Options]:
     """Cast as autocast casts the arguments of ``F.linear``, and give every tensor three axes."""
     return _canonical(*primals), None if tangents is None else _canonical(*tangents), _OPTIONS
 
 
-def _canonical(x: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Primals:
+def _canonical(x: Any, weight: Any, bias: Tensor | None) -> Primals:
     if x is not None:
         x = _autocast(x).flatten(0, -2).unsqueeze(0) if x.ndim > 1 else _autocast(x)[None, None]
     weight = None if weight is None else _autocast(weight).unsqueeze(0)

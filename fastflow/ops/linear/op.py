@@ -5,7 +5,7 @@ weights are mapped. The backward reads nothing but the operands.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -41,14 +41,15 @@ class LinearFunctions(Functions):
         return (call.x.x.new_empty((*call.x.x.shape[:-1], call.x.weight.shape[-2])),)
 
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
-        return _with_absent(call.g.out, aten.backward(call.g.out, *call.x, call.wants))
+        args: tuple[Any, ...] = (*call.g, *call.x, call.wants)
+        return _with_absent(call.g.out, aten.backward(*args))
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, ...]:
         return aten.dual_forward(*call.x, *call.tangents)
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
-        (g,), (h,) = call.g, call.h
-        return _with_absent(h, aten.dual_backward(g, h, *call.x, *call.tangents, call.wants, call.t_wants))
+        args: tuple[Any, ...] = (*call.g, *call.h, *call.x, *call.tangents, call.wants, call.t_wants)
+        return _with_absent(call.h.out, aten.dual_backward(*args))
 
     def reference(self, call: Forward) -> tuple[Tensor, ...]:
         return reference.forward(*call.x)

@@ -30,8 +30,8 @@ def _sum(sign: int) -> Replacement:
         if options:
             return completed(original, x, y, **options)
         out = original(x_primal, y_primal)
-        tangent = tx if tx is not None else ty if sign > 0 else -ty
-        return make_dual(out, tangent.to(out.dtype).expand(out.shape))
+        tangent: Any = tx if ty is None else ty if sign > 0 else -ty
+        return make_dual(out, torch.zeros_like(out) + tangent.to(out.dtype))  # in the memory layout of out
 
     return replacement
 

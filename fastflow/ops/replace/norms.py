@@ -36,7 +36,7 @@ def layer_norm(
         return _norms.recorded_layer_norm(input, shape, weight, bias, eps)
     if traced_by_autograd():
         return _norms.layer_norm(_norms.autocast(input), len(shape), weight, bias, eps)
-    rows = [None if x is None else x.flatten(-len(shape)) for x in (input, weight, bias)]
+    rows: list[Any] = [None if x is None else x.flatten(-len(shape)) for x in (input, weight, bias)]
     return own_layer_norm(*rows, eps=eps, backend=active_backend() or "auto").reshape(input.shape)
 
 

@@ -19,9 +19,11 @@ SETTINGS += checkpointing.settings()  # here, because checkpointing itself needs
 class replace_ops:  # noqa: N801
     """Make models you cannot edit right in every mode of differentiation, and fast.
 
-    Attention becomes :func:`fastflow.attention`. Functions whose tangents, or gradients through tangents, PyTorch
-    gets wrong are computed by formulas that are right: layer, batch and instance norm, weight norm, determinants,
-    linear solves (``docs/derivatives.md`` lists all). Elsewhere PyTorch's own functions run.
+    Attention becomes :func:`fastflow.attention`; where a tangent passes, linear layers, norms, GELU and SiLU become
+    fastflow's, so that a jvp and the gradient through it compile with ``fullgraph=True``.
+    Functions whose tangents, or gradients through tangents, PyTorch gets wrong are computed by formulas that are
+    right: layer, batch and instance norm, weight norm, determinants, linear solves (``docs/derivatives.md`` lists all).
+    Elsewhere PyTorch's own functions run.
 
     >>> with ff.replace_ops():
     ...     out, out_tangent = torch.func.jvp(model, (x,), (v,))

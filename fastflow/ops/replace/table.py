@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..._torch import weight_norm_owners
+from ..._torch import builtin_functions, weight_norm_owners
 from . import block, linear_algebra, losses, norms
 from .attention import scaled_dot_product_attention
 
@@ -26,9 +26,9 @@ class Place:
 
 _TABLE: list[tuple[Replacement, str, tuple[Any, ...]]] = [
     (scaled_dot_product_attention, "scaled_dot_product_attention", (F,)),
-    (block.linear, "linear", (F, torch._C._nn)),
-    (block.gelu, "gelu", (F, torch._C._nn)),
-    (block.silu, "silu", (F, torch._C._nn)),
+    (block.linear, "linear", (F, builtin_functions())),
+    (block.gelu, "gelu", (F, builtin_functions())),
+    (block.silu, "silu", (F, builtin_functions())),
     (block.rms_norm, "rms_norm", (F, torch)),
     (norms.layer_norm, "layer_norm", (F, torch)),
     (norms.native_layer_norm, "native_layer_norm", (torch,)),

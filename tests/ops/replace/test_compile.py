@@ -128,7 +128,6 @@ ARITHMETIC: dict[str, Model] = {
     "others": lambda x: (
         torch.where(CONSTANT > 0, x, SCALE) + torch.addcmul(CONSTANT, x, SCALE) + torch.maximum(x, CONSTANT)
     ),
-    "in place": lambda x: x.clone().mul_(CONSTANT).add_(SCALE),
     "linear": lambda x: (
         F.linear(F.linear(x, W, W[:, 0]), W.T, SCALE) + F.linear(CONSTANT.expand(len(x), 5, 8), P, SCALE)
     ),
