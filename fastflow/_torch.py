@@ -180,7 +180,7 @@ def through_vmap(
 
     This is what ``torch.func`` does with an autograd.Function, without its search for defaults and dispatch keys.
     """
-    interpreter = retrieve_current_functorch_interpreter()
+    interpreter: Any = retrieve_current_functorch_interpreter()
     level = interpreter.level()
     operands, dims = [], []
     for x in unwrap_dead_wrappers(tuple(args)):
@@ -368,6 +368,6 @@ def weight_norm_backward(grad: Tensor, w: Tensor, a: Tensor, norm: Tensor) -> tu
     """Return the gradients of w and a for ``a w / ‖w‖`` by rows, by the fused kernel, which cannot be differentiated.
 
     w: ``[N, D]``; a, norm: ``[N, 1]``, norm in place of ‖w‖. The public weight norm does not take it. On a CPU the
-    kernel reads a strided grad as if it were contiguous (seen in 2.11 and 2.13).
+    kernel reads a strided grad as if it were contiguous (seen in 2.13).
     """
     return torch.ops.aten._weight_norm_interface_backward(grad.contiguous(), w.contiguous(), a, norm, 0)

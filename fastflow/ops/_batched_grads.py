@@ -28,7 +28,7 @@ def maps_batched_grads(rule: Rule, takes_many: bool = False) -> Rule:
         parts = [(g, None) if g is None else _torch.unbatched_grad(g) for g in cotangents]
         level = next(level for _, level in parts if level is not None)
         if takes_many:
-            size = next(len(g) for g, level in parts if level is not None)
+            size = next(g.shape[0] for g, level in parts if g is not None and level is not None)
             many = (g if g is None or at is not None else g.expand(size, *g.shape) for g, at in parts)
             return tuple(None if dx is None else _torch.batched_grad(dx, level) for dx in rule(ctx, *many))
         is_given: list[bool] = []

@@ -27,7 +27,7 @@ def tile_for(num_rows: int) -> Tile:
 
 
 def norm_tile(width: int, *, backward: bool) -> norm.Config:
-    """Return the norm's tile with one row where the forward would spill on sm_100, and warps enough for the backward."""
+    """Return the norm's tile: one row where the forward would spill on sm_100, warps enough for the backward."""
     tile = norm.config(width, backward=backward)
     if backward and tile.columns == 2048:
         return replace(tile, num_warps=8)

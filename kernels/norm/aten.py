@@ -296,7 +296,7 @@ def _restandardize(x: Tensor, mean: Tensor | None, rstd: Tensor) -> _Standardize
 
 
 def _columns(y: Tensor) -> Tensor:
-    """Return statistics as ``[G, M, 1]``, contiguous: PyTorch's kernel ignores their strides (2.11 and 2.13)."""
+    """Return statistics as ``[G, M, 1]``, contiguous: PyTorch's kernel ignores their strides (2.13)."""
     return y.contiguous().unsqueeze(-1)
 
 
