@@ -27,7 +27,7 @@ from ._calls import Backward, DualBackward, DualForward, Forward, Layout
 from ._derivative_rules import backward_step, dual_backward_step, dual_forward_step, forward_step
 from ._functions import Functions, Group
 from ._guard import guarded
-from ._many_cotangents import many_cotangents_expected
+from ._ordinary import is_ordinary
 from ._steps import Step as Step
 
 Prepare = Callable[[Group, Group | None], tuple[Group, Group | None, Group]]
@@ -119,7 +119,7 @@ class TwiceDifferentiable:
         if torch.compiler.is_compiling():
             if self._can_write_out(call.options):
                 outputs = self.functions.reference(call)
-        elif not (_torch.forward_mode_active() or many_cotangents_expected()):
+        elif is_ordinary():
             outputs = self.functions.plain(call)
         if outputs is None:
             outputs = self.forward(call)[: len(self.outputs._fields)]  # type: ignore[attr-defined]

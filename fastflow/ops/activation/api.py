@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from ... import _backend
+from ..._backend import is_free
 from ..._checks import check_choice, check_floating, check_like
-from ..._torch import forward_mode_active, inside_transform
+from ..._torch import inside_transform
 from ...kernels.activation import reference
+from .._ordinary import is_ordinary
 from .op import OP, Constants, Options, Primals, native
 
 _KINDS = {"none": "gelu", "tanh": "gelu_tanh"}
@@ -84,11 +86,7 @@ def swiglu(a: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
 
 
 def _activation(x: Tensor, b: Tensor | None, kind: str, backend: str) -> Tensor:
-    if (
-        backend == "auto"
-        and x.device.type == "cpu"
-        and not (torch.compiler.is_compiling() or inside_transform() or forward_mode_active())
-    ):
+    if is_free(backend) and x.is_cpu and is_ordinary() and not inside_transform():
         return native(x, b, kind)  # as the op would, a few microseconds sooner
     if x.ndim == 0:
         return _activation(x.unsqueeze(0), None if b is None else b.unsqueeze(0), kind, backend).squeeze(0)

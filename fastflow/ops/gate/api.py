@@ -9,10 +9,10 @@ from ... import _backend
 from ..._backend import is_free
 from ..._checks import check_choice, check_floating, check_like, check_number, check_recording
 from ..._dtypes import at_least_float32, autocast_dtype
-from ..._torch import forward_mode_active
 from ...kernels.gate import reference
 from ...kernels.norm.config import MAX_WIDTH
 from .._calls import Forward
+from .._ordinary import is_ordinary
 from .._tangents import complete_tangents
 from ..norm.plain import plain_modulated_norm
 from .norm_op import FUNCTIONS, NORM_OP, NormOptions, NormPrimals
@@ -118,7 +118,7 @@ def gated_add_layer_norm(
 
 def _is_plain(backend: str, x: Tensor) -> bool:
     """Return True in ordinary training on a CPU, where PyTorch's own ops have every derivative and cost less."""
-    return not torch.compiler.is_compiling() and not forward_mode_active() and x.is_cpu and is_free(backend)
+    return is_ordinary() and x.is_cpu and is_free(backend)
 
 
 def _check_stream(x: Tensor, y: Tensor) -> None:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..._backend import Backend
 from ..._checks import check_choice, check_floating
 from ..._dtypes import after_autocast, autocast_dtype
-from ..._torch import forward_mode_active, own_linear
+from ..._torch import own_linear
+from .._ordinary import is_ordinary
 from .op import OP, Constants, Options, Primals
 
 _CONSTANTS, _OPTIONS = Constants(), Options("aten")
@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """
     if backend != "auto":
         check_choice("backend", backend, Backend)
-    if torch.compiler.is_compiling() or forward_mode_active() or not _fits(weight, bias):
+    if not is_ordinary() or not _fits(weight, bias):
         _check(x, weight, bias)
         return twice_differentiable_linear(x, weight, bias)
     try:

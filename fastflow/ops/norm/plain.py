@@ -19,6 +19,7 @@ from ..._torch import (
 )
 from .._batched_grads import maps_batched_grads
 from .._calls import Backward, Forward
+from .._ordinary import is_ordinary
 from .._twice_differentiable import Out
 from .op import OP, NoConstants, Options, Primals, State, canonical
 
@@ -30,7 +31,7 @@ _OWN_CALL = 1 << 14  # elements of a sample from which a fused call of its own i
 
 def plain_norm(operands: Primals, groups: int, options: Options) -> Tensor | None:
     """Return the norm of operands in their own shapes, or None where more than a gradient may be taken of it."""
-    if torch.compiler.is_compiling() or forward_mode_active() or not can_skip_dispatcher(*operands):
+    if not is_ordinary() or not can_skip_dispatcher(*operands):
         return None
     if torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in operands):
         return apply(PlainNormFunction, *operands, groups, options)
@@ -39,7 +40,7 @@ def plain_norm(operands: Primals, groups: int, options: Options) -> Tensor | Non
 
 def plain_modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor | None:
     """Return the modulated layer norm as PyTorch's ops around the bare one, where they are faster; None elsewhere."""
-    if torch.compiler.is_compiling() or forward_mode_active() or not x.is_cpu:
+    if not is_ordinary() or not x.is_cpu:
         return None
     if not at_least_float32(x) == x.dtype == scale.dtype == shift.dtype:
         return None
