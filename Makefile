@@ -15,7 +15,7 @@ test: $(VENV)/.test
 	$(PYTEST)
 
 test-fast: $(VENV)/.test
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not release"
 
 # The declared floor, which GPU machines run: ops and kernels on its PyTorch and Triton, in a venv of their own.
 OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0 numpy==2.3.5
@@ -49,6 +49,7 @@ traffic-report: $(VENV)/.test
 	$(BIN)/python -m bench.traffic
 
 release-check: lint test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m release tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.train.kills --count 15
 	rm -rf dist && $(PYTHON) -m venv --clear dist/.venv && dist/.venv/bin/python -m pip install --quiet build
 	dist/.venv/bin/python -m build --outdir dist

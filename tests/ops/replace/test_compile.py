@@ -164,7 +164,9 @@ WHOLE: dict[str, tuple[Callable[[], Stock], Callable[..., Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name", ["transformers ViT", *(pytest.param(name, marks=pytest.mark.release) for name in WHOLE if "DiT" in name)]
+)
 def test_whole_model_compiles_with_a_dynamic_batch(name: str) -> None:
     """Inductor, in one graph for all batch sizes: jvp and the gradient of both results in every parameter."""
     make, call = WHOLE[name]
