@@ -61,7 +61,7 @@ def foreign(tmp_path):
     return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_every_part_runs_dry_beside_another_package_named_tests(foreign):
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu", "--dry-run"],
