@@ -62,7 +62,7 @@ def point(stock: Stock) -> tuple[Tensor, Tensor]:
     return draw[0], draw[1:]
 
 
-def assert_equal(actual: object, expected: object, name: str, tolerance: float = 1e-8) -> None:
+def assert_equal(actual: object, expected: object, name: str, tolerance: float = 1e-12) -> None:
     assert any(e.abs().max() > 1e-6 for e in tensors(expected))
     for a, e in zip(tensors(actual), tensors(expected), strict=True):
         assert_close(a, e, tolerance, name)
