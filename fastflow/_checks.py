@@ -1,6 +1,7 @@
 """Argument checks. A message names the argument, what it must be and what was given."""
 
 import functools
+import math
 import operator
 import os
 from numbers import Real
@@ -120,6 +121,15 @@ def is_differentiated(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return x.requires_grad
     return requires_grad_at_any_level(x) and torch.is_grad_enabled()
+
+
+def check_eps(eps: object) -> float:
+    """Return what a norm adds to a mean square, a finite number of at least 0."""
+    if type(eps) is float and 0 <= eps < math.inf:
+        return eps
+    if (number := check_number("eps", eps)) < 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    return number
 
 
 def check_recording() -> None:

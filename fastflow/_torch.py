@@ -258,6 +258,11 @@ def own_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _linear(x, weight, bias)
 
 
+def unviewed(x: Tensor) -> Tensor:
+    """Return x as no view, which an autograd.Function must return for its results to be changed in place."""
+    return x.data if x._is_view() else x
+
+
 def is_batched_grad(x: Tensor) -> bool:
     """Return True inside the backward pass of ``autograd.grad(is_grads_batched=True)`` for what it maps."""
     return _functorch.is_legacy_batchedtensor(x)

@@ -358,6 +358,12 @@ def test_native_layer_norm_is_pytorchs(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+def test_unviewed():
+    base = torch.ones(2, 3)
+    assert not _torch.unviewed(base.view(6))._is_view()
+    assert _torch.unviewed(base) is base
+
+
 def test_own_linear():
     w, b = torch.randn(4, 3), torch.randn(4)
     torch.testing.assert_close(_torch.own_linear(X, w, b), X @ w.mT + b)

@@ -50,8 +50,13 @@ def family_of(function: str) -> str:
 
 
 def _pairs(traffic: Traffic, wide: Traffic) -> Iterator[tuple[Launch, Launch]]:
-    """Yield each Triton launch with the same one at the full width."""
-    return zip(*([x for x in t.launches if x.triton] for t in (traffic, wide)), strict=True)
+    """Yield each Triton launch with the same one at the full width, or itself: few tokens need no sum of partials."""
+    others = [x for x in wide.launches if x.triton]
+    for launch in (x for x in traffic.launches if x.triton):
+        same = next((x for x in others if x.name == launch.name), None)
+        if same is not None:
+            others.remove(same)
+        yield launch, same or launch
 
 
 def _kernel(launch: Launch, wide: Launch) -> dict[str, Any]:

@@ -82,15 +82,19 @@ def registered(
     implementation, fake = getattr(op.functions, role), getattr(op.functions, f"fake_{role}")
     rule, name = getattr(op.batching, role), op.name + _SUFFIXES[role]
 
-    def compute(call: Any) -> Any:
+    def gradients(call: Any) -> Any:
         with _full_precision(call.x[0]):
             return _wanted(call, implementation(call))
 
-    may_alias = role in ("backward", "dual_backward")
+    def results(call: Any) -> Any:
+        with _full_precision(call.x[0]):
+            return _unaliased(implementation(call), [y for group in call[:2] for y in group])
+
+    is_backward = role in ("backward", "dual_backward")
+    compute = gradients if is_backward else results
 
     def fresh(call: Any, flat: Sequence[Any]) -> Any:
-        results = compute(call)
-        return _unaliased(results, flat) if may_alias else results
+        return tuple(map(_torch.unviewed, _unaliased(compute(call), flat) if is_backward else compute(call)))
 
     def forward(*flat: Any) -> Any:
         return fresh(layout.restore(flat), flat) if _torch.can_skip_dispatcher(*flat) else custom(*flat)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
+from .._checks import check_recording
 from ._batching import JoinBatch
 from ._calls import Backward, DualBackward, DualForward, Forward, Layout
 from ._derivative_rules import backward_step, dual_backward_step, dual_forward_step, forward_step
@@ -95,6 +96,7 @@ class TwiceDifferentiable:
         prepare: called once with the unpacked primals and tangents (None where there are none); returns both, cast and
         laid out as the op requires, and the options.
         """
+        check_recording()
         compiling, num = torch.compiler.is_compiling(), len(x)
         if compiling or _torch.innermost_is_jvp():
             duals = [_torch.unpacked(y) for y in x]

@@ -113,7 +113,8 @@ def _takes_weights(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> boo
     """Return True if PyTorch's fused norm takes scale and shift as weights: one row a group, in the wide dtype."""
     if any(y is not None and y.shape[1] != 1 for y in (scale, shift)):
         return False
-    return x.device.type == "cpu" or x.dtype == wide_dtype(x, scale, shift)
+    wide = wide_dtype(x, scale, shift)
+    return x.dtype == wide or (x.device.type == "cpu" and wide == torch.float32)
 
 
 def _weights(x: Tensor, scale: Tensor | None, unit: bool) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import _backend
 from ..._backend import is_free
-from ..._checks import check_choice, check_floating, check_like, check_number, check_recording
+from ..._checks import check_choice, check_eps, check_floating, check_like, check_recording
 from ..._dtypes import at_least_float32, autocast_dtype
 from ...kernels.gate import reference
 from ...kernels.norm.config import MAX_WIDTH
@@ -95,8 +95,7 @@ def gated_add_layer_norm(
     check_recording()
     _check_stream(x, y)
     check_choice("norm", norm, ("layer", "rms"))
-    if (eps := eps if type(eps) is float else check_number("eps", eps)) < 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
+    eps = check_eps(eps)
     gate_ = modulation("gate", gate, x)
     is_bare = weight is None and bias is None and norm == "layer"
     if is_bare and scale is not None and shift is not None and _is_plain(backend, x):

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..._backend import Backend
-from ..._checks import check_choice, check_floating
+from ..._backend import is_free, requested
+from ..._checks import check_floating
 from ..._dtypes import after_autocast, autocast_dtype
 from ..._torch import own_linear
 from .._ordinary import is_ordinary
@@ -36,14 +37,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
     Source: ``kernels/linear/README.md``.
     """
-    if backend != "auto":
-        check_choice("backend", backend, Backend)
+    if not is_free(backend):
+        requested(backend)
     if not is_ordinary() or not _fits(weight, bias):
         _check(x, weight, bias)
         return twice_differentiable_linear(x, weight, bias)
     try:
+        if not x.is_floating_point() or x.layout != torch.strided:
+            _check(x, weight, bias)
         return own_linear(x, weight, bias)
-    except (RuntimeError, TypeError):
+    except (AttributeError, RuntimeError, TypeError):
         _check(x, weight, bias)
         raise
 

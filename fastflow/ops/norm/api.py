@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._backend import is_free
-from ..._checks import check_floating, check_number, check_recording
+from ..._checks import check_eps, check_floating, check_recording
 from ..._dtypes import at_least_float32, autocast_dtype
 from ...kernels.norm import reference
 from .._tangents import complete_tangents
@@ -92,7 +92,7 @@ def _norm(
 ) -> Tensor:  # fmt: skip
     check_recording()
     _check(x, weight, bias, scale, shift)
-    eps = eps if type(eps) is float else check_number("eps", eps)
+    eps = check_eps(eps)
     if centred and weight is None and bias is None and scale is not None and shift is not None and is_free(backend):
         plain = plain_modulated_norm(x, scale, shift, eps)
         if plain is not None:

@@ -16,6 +16,7 @@ from ..._torch import (
     inside_transform,
     native_layer_norm,
     native_layer_norm_backward,
+    unviewed,
 )
 from .._batched_grads import maps_batched_grads
 from .._calls import Backward, Forward
@@ -46,7 +47,7 @@ def plain_modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) ->
         return None
     if x.numel() > max(_SMALL, x.shape[0] * _OWN_CALL) or not can_skip_dispatcher(x, scale, shift):
         return None
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and x.requires_grad):
         n, _, _ = native_layer_norm(x, x.shape[-1:], None, None, eps)
     else:
         n = apply(BareNormFunction, x, eps)
@@ -112,7 +113,7 @@ class PlainNormFunction(torch.autograd.Function):
 
 def _outputs(operands: Primals, groups: int, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     out, *state = OP.forward.compute(Forward(canonical(groups, operands, operands.x), _NO_CONSTANTS, options))
-    return out.view(operands.x.shape), *state
+    return unviewed(out.view(operands.x.shape)), *state
 
 
 def _like(dx: Tensor, y: Tensor) -> Tensor:
