@@ -1,8 +1,6 @@
 """The report on memory traffic: bytes beside the floor, the bandwidth that they predict, launches of a DiT block."""
 
-import functools
 import json
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +13,17 @@ from bench.traffic import predict
 ROWS = RESULTS / "memory_traffic.jsonl"
 TABLE = ROWS.with_suffix(".md")
 Row = dict[str, Any]
-_WIDTH, _HEAD_DIM = 1152, 72  # of DiT-XL/2
+# the compile cases of the joint forward and backward at DiT-XL/2's width, 1,152, or head dim, 72
+_CASES = {
+    "layer norm, modulated": ("forward modulated dual D 1152 bf16", "backward modulated dual D 1152 bf16"),
+    "RMS norm": ("forward rms dual D 1152 bf16", "backward rms dual D 1152 bf16"),
+    "gated add": ("add 64 x 64 dual bf16", "add backward 64 x 64 dual bf16"),
+    "gated add + layer norm": ("norm dual D 1152 bf16", "norm backward dual D 1152 bf16"),
+    "GELU": ("forward gelu_tanh bf16", "joint backward gelu_tanh bf16"),
+    "SiLU": ("forward silu bf16", "joint backward silu bf16"),
+    "SwiGLU": ("gated forward silu bf16", "gated joint backward silu bf16"),
+    "RoPE": ("joint D 72 halves bf16", "joint D 72 halves bf16"),
+}
 MOST_MOVED = 1.05  # times the floor
 LEAST_SHARE = 0.85  # of the bandwidth
 
@@ -97,31 +105,10 @@ def predictions(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row, predict.Ba
         kernel = max(row["kernels"], key=lambda k: k["loaded"] + k["stored"])
         every = cases(row["family"])
         stages = {case.name: case.constants.get("STAGES", 1) for case in every}
-        found = [
-            compiled[key]
-            for case in every
-            if (key := (row["family"], case.name)) in compiled and _serves(case, kernel["kernel"])
-        ]
-        if found:
-            nearest = min(found, key=functools.partial(_distance, kernel))
-            share = row["floor"] / row["moved"]
-            yield row, kernel, nearest, predict.bandwidth(kernel, nearest["budget"], share, stages[nearest["case"]])
-
-
-def _distance(kernel: Row, compiled: Row) -> tuple[float, int]:
-    """Order the cases of a kernel: those that move about as many bytes first, of these the one with most instructions.
-
-    Cases differ in the operands that are there.
-    """
-    moved, budget = predict.bytes_of(kernel), compiled["budget"]
-    return round(abs(math.log(max(1, budget["global_bytes"]) / moved)), 1), -budget["issued"]
-
-
-def _serves(case: Any, kernel: str) -> bool:
-    """Return True for a case of this kernel in bf16 at DiT-XL/2's width or head dim, if it knows either."""
-    types = [str(x) for x in case.signature.values()]
-    width = case.constants.get("D", _WIDTH)
-    return case.kernel.__name__ == kernel and width in (_WIDTH, _HEAD_DIM) and any(x.startswith("*bf16") for x in types)
+        case = (row["family"], _CASES[row["op"]][row["pass"] == "joint backward"])
+        if case in compiled:
+            found, share = compiled[case], row["floor"] / row["moved"]
+            yield row, kernel, found, predict.bandwidth(kernel, found["budget"], share, stages[found["case"]])
 
 
 def _predicted(rows: Sequence[Row]) -> list[str]:
