@@ -105,7 +105,7 @@ def predictions(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row, predict.Ba
         kernel = max(row["kernels"], key=lambda k: k["loaded"] + k["stored"])
         every = cases(row["family"])
         stages = {case.name: case.constants.get("STAGES", 1) for case in every}
-        case = (row["family"], _CASES[row["op"]][row["pass"] == "joint backward"])
+        case = (row["family"], _CASES.get(row["op"], ("", ""))[row["pass"] == "joint backward"])
         if case in compiled:
             found, share = compiled[case], row["floor"] / row["moved"]
             yield row, kernel, found, predict.bandwidth(kernel, found["budget"], share, stages[found["case"]])

@@ -38,7 +38,8 @@ def test_block_ops_spill_nowhere_at_the_widths_of_common_models(family, committe
     found = {arch: [c for c in cases if c.arch == arch] for arch in ARCHES}
     widths = {arch: {w for c in of_arch if (w := c.constants.get("D"))} for arch, of_arch in found.items()}
     assert all(found.values())
-    assert all(not of_arch or {384, 768, 1152, 1536} <= of_arch for of_arch in widths.values())
+    if family != "rope":  # whose D is a head's
+        assert all(not of_arch or {384, 768, 1152, 1536} <= of_arch for of_arch in widths.values())
     for case in cases:
         if case.constants.get("D", 0) <= 1536:
             assert case.spill_free, case.name
