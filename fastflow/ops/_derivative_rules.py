@@ -17,7 +17,7 @@ from ._steps import Op, Step, keep, kept, registered
 
 
 class Differentiated(Op, Protocol):
-    """What the rules need of their op."""
+    """The attributes and methods of an op that its rules use."""
 
     outputs: Any
     state: Any

@@ -22,7 +22,7 @@ _NO_CONTEXT: AbstractContextManager[object] = nullcontext()
 
 
 class Op(Protocol):
-    """What a step needs of its op."""
+    """The attributes of an op that its steps use."""
 
     name: str
     functions: Functions

@@ -1,4 +1,4 @@
-"""What the activation kernels share: the tile of a program, φ and its derivatives, the launch.
+"""Shared by the activation kernels: the tile of a program, φ and its derivatives, the launch.
 
 Shapes: R rows and C columns of a tile. Numbers in comments are the equations of README.md.
 """
@@ -34,7 +34,7 @@ def locate(num_rows, row_size, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def load(ptr, offs, mask):
+def load(ptr, offs, mask):  # [R, C]
     return tl.load(ptr + offs, mask=mask, other=0.0).to(tl.float32)
 
 

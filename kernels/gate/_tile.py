@@ -1,4 +1,4 @@
-"""What the gate kernels share: the place of a program's tile, tiles of the gate and of its gradient.
+"""Shared by the gate kernels: the place of a program's tile, tiles of the gate and of its gradient.
 
 Shapes: a tile is [R, C], R rows of a group and C columns; a tile of a shared gate is [1, C].
 """
@@ -17,11 +17,11 @@ def locate(num_rows, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constex
     """
     tiles_d: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     pid = tl.program_id(0)
-    cols = pid % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    cols = pid % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)  # [C]
     tiles_m = tl.cdiv(num_rows, BLOCK_M)
     pid_m = pid // tiles_d % tiles_m
     group = (pid // tiles_d // tiles_m).to(tl.int64)
-    rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # [R]; int64: it multiplies strides
     return group, pid_m, rows, cols, (rows < num_rows)[:, None] & (cols < D)[None, :]
 
 

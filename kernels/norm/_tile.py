@@ -57,7 +57,7 @@ def row_mean(x, D: tl.constexpr):
 def standardize(x, mask, eps, D: tl.constexpr, CENTRED: tl.constexpr):
     """Return n [R, C], the mean [R, 1] or (), and rstd [R, 1]: (1)."""
     if CENTRED:
-        mean = row_mean(x, D)
+        mean = row_mean(x, D)  # [R, 1]
         centred = tl.where(mask, x - mean, 0.0)
         rstd = 1.0 / tl.sqrt_rn(row_mean(centred * centred, D) + eps)
         return centred * rstd, mean, rstd
@@ -80,7 +80,7 @@ def restandardize(x, mean_ptr, rstd_ptr, row, mask_row, mask, CENTRED: tl.conste
 @triton.jit
 def jacobian_times(v, n, rstd, D: tl.constexpr, CENTRED: tl.constexpr):
     """Return J v of (2), [R, C], not zero outside the mask. v: [R, C]."""
-    own = row_mean(v * n, D)
+    own = row_mean(v * n, D)  # [R, 1]
     if CENTRED:
         v -= row_mean(v, D)
     return rstd * (v - n * own)

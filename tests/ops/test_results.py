@@ -1,4 +1,4 @@
-"""What a block op returns is the caller's own: changing it in place changes no argument and is differentiated."""
+"""Results of block ops belong to the caller: changing them in place changes no argument and is differentiated."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the activations accept, refuse, keep, and compile."""
+"""Inputs that the activations accept, refuse, keep and compile."""
 
 import pytest
 import torch
