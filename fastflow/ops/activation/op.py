@@ -3,17 +3,17 @@
 Shapes: x and b alike, with at least one axis; tangents, and cotangents of tangents, with a leading K.
 """
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..._torch import inside_transform
-from ...kernels.activation import aten, reference
+from ...kernels.activation import reference
 from .._batching import JoinBatch
 from .._calls import Backward, DualBackward, DualForward, Forward
 from .._functions import Functions, absent
+from .._implementations import module_of
 from .._twice_differentiable import TwiceDifferentiable
 
 
@@ -33,23 +33,29 @@ class Options(NamedTuple):
 
 class ActivationFunctions(Functions):
     def forward(self, call: Forward) -> tuple[Tensor]:
-        return (_forward_of(call.options).forward(*call.x, call.options.kind),)
+        return (module_of("activation", call.options.implementation, "forward").forward(*call.x, call.options.kind),)
 
     def fake_forward(self, call: Forward) -> tuple[Tensor]:
         return (call.x.x.new_empty(call.x.x.shape),)
 
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
         wants = _wanted(call.x, call.wants)
-        grads = _backward_of(call.options).backward(*call.g, *call.x, call.options.kind, wants)
+        grads = module_of("activation", call.options.implementation, "backward").backward(
+            *call.g, *call.x, call.options.kind, wants
+        )
         return tuple(absent(call.x.x) if dx is None else dx for dx in grads)
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, Tensor]:
-        return _forward_of(call.options).dual_forward(*call.x, *call.tangents, call.options.kind)
+        return module_of("activation", call.options.implementation, "forward").dual_forward(
+            *call.x, *call.tangents, call.options.kind
+        )
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         wants, t_wants = _wanted(call.x, call.wants), _wanted(call.tangents, call.t_wants)
         operands = (*call.g, *call.h, *call.x, *call.tangents, call.options.kind)
-        grads = _backward_of(call.options).dual_backward(*operands, wants, t_wants)
+        grads = module_of("activation", call.options.implementation, "backward").dual_backward(
+            *operands, wants, t_wants
+        )
         return tuple(absent(call.x.x) if dx is None else dx for dx in grads)
 
     def plain(self, call: Forward) -> tuple[Tensor] | None:
@@ -82,22 +88,6 @@ def native(x: Tensor, b: Tensor | None, kind: str) -> Tensor:
 
 def _wanted(group: Primals, wants: Primals) -> tuple[bool, ...]:
     return tuple(y is not None and bool(wanted) for y, wanted in zip(group, wants))
-
-
-def _forward_of(options: Options) -> ModuleType:
-    if options.implementation != "triton":
-        return aten
-    from ...kernels.activation import forward  # Triton may be absent
-
-    return forward
-
-
-def _backward_of(options: Options) -> ModuleType:
-    if options.implementation != "triton":
-        return aten
-    from ...kernels.activation import backward
-
-    return backward
 
 
 OP = TwiceDifferentiable(

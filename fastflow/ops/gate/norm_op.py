@@ -4,18 +4,18 @@
 gate, scale and shift ``[G, 1 or M, D]``; tangents, and cotangents of tangents, with a leading K.
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.gate import aten, reference
+from ...kernels.gate import reference
 from ...kernels.gate.norm_operands import NormOperands
 from ...kernels.norm.reference import wide_dtype
 from .._batching import JoinBatch
 from .._calls import Backward, DualBackward, DualForward, Forward
 from .._functions import Functions
+from .._implementations import module_of
 from .._twice_differentiable import TwiceDifferentiable
 from ..norm import op as norm
 from ..norm.plain import plain_norm
@@ -59,7 +59,9 @@ class GatedNormFunctions(Functions):
     """Each function runs on the implementation that the options name: ``"aten"`` or ``"triton"``."""
 
     def forward(self, call: Forward) -> tuple[Tensor, ...]:
-        return _forward_of(call).norm_forward(*call.x, **_forward_options(call))
+        return module_of("gate", call.options.implementation, "norm_forward").norm_forward(
+            *call.x, **_forward_options(call)
+        )
 
     def fake_forward(self, call: Forward) -> tuple[Tensor, ...]:
         x, options = call.x.x, call.options
@@ -75,7 +77,9 @@ class GatedNormFunctions(Functions):
         return _gradients(call, (None, None, *call.g), _NOTHING, call.wants)[5:]
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, ...]:
-        return _forward_of(call).norm_dual_forward(*call.x, *call.tangents, **_forward_options(call))
+        return module_of("gate", call.options.implementation, "norm_forward").norm_dual_forward(
+            *call.x, *call.tangents, **_forward_options(call)
+        )
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         t_wants = [want and t is not None for want, t in zip(call.t_wants, call.tangents)]
@@ -115,7 +119,11 @@ def _gradients(
     t_wants = [want and z is not None for want, z in zip(t_wants, call.x)]
     operands = NormOperands._make((*cotangents, call.out.sum, gate, y, scale, shift, *tangents, *call.state, t_rstd))
     options = {"centred": call.options.centred, "unit": call.options.unit}
-    grads = list(_backward_of(call).norm_dual_backward(operands, wants=wants, t_wants=t_wants, **options))
+    grads = list(
+        module_of("gate", call.options.implementation, "norm_backward").norm_dual_backward(
+            operands, wants=wants, t_wants=t_wants, **options
+        )
+    )
     for i in (0, 5):
         grads[i] = None if grads[i] is None else grads[i].to(x.dtype).contiguous()
     return or_absent(x, *grads)
@@ -124,22 +132,6 @@ def _gradients(
 def _forward_options(call: Forward | DualForward) -> dict[str, Any]:
     eps, centred, unit, dtype, _ = call.options
     return {"eps": eps, "centred": centred, "unit": unit, "dtype": getattr(torch, dtype)}
-
-
-def _forward_of(call: Forward | DualForward) -> ModuleType:
-    if call.options.implementation != "triton":
-        return aten
-    from ...kernels.gate import norm_forward  # Triton may be absent
-
-    return norm_forward
-
-
-def _backward_of(call: Backward | DualBackward) -> ModuleType:
-    if call.options.implementation != "triton":
-        return aten
-    from ...kernels.gate import norm_backward
-
-    return norm_backward
 
 
 FUNCTIONS = GatedNormFunctions()

@@ -4,16 +4,16 @@ Shapes: x ``[G, M, D]``; scale and shift ``[G, 1 or M, D]``; tangents, and cotan
 """
 
 import math
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.norm import aten, reference
+from ...kernels.norm import reference
 from .._batching import JoinBatch
 from .._calls import Backward, DualBackward, DualForward, Forward
 from .._functions import Functions, absent
+from .._implementations import module_of
 from .._twice_differentiable import TwiceDifferentiable
 
 
@@ -62,7 +62,7 @@ class NormFunctions(Functions):
     """Each function runs on the implementation that the options name, ``"aten"`` or ``"triton"``."""
 
     def forward(self, call: Forward) -> tuple[Tensor, ...]:
-        return _module(call, "forward").forward(*call.x, **_numbers(call))
+        return module_of("norm", call.options.implementation, "forward").forward(*call.x, **_numbers(call))
 
     def fake_forward(self, call: Forward) -> tuple[Tensor, ...]:
         x, wide = call.x.x, reference.wide_dtype(*call.x)
@@ -75,17 +75,23 @@ class NormFunctions(Functions):
     def backward(self, call: Backward) -> tuple[Tensor, ...]:
         g = call.g.out if call.has_many else call.g.out.unsqueeze(0)
         kinds = {"centred": call.options.centred, "unit": call.options.unit}
-        grads = _module(call, "backward").backward(g, *call.x, *call.state, **kinds, wants=_wanted(call.x, call.wants))
+        grads = module_of("norm", call.options.implementation, "backward").backward(
+            g, *call.x, *call.state, **kinds, wants=_wanted(call.x, call.wants)
+        )
         return tuple(absent(g) if dx is None else dx if call.has_many else dx.squeeze(0) for dx in grads)
 
     def dual_forward(self, call: DualForward) -> tuple[Tensor, ...]:
-        return _module(call, "forward").dual_forward(*call.x, *call.tangents, **_numbers(call))
+        return module_of("norm", call.options.implementation, "forward").dual_forward(
+            *call.x, *call.tangents, **_numbers(call)
+        )
 
     def dual_backward(self, call: DualBackward) -> tuple[Tensor, ...]:
         kinds = {"centred": call.options.centred, "unit": call.options.unit}
         wants, t_wants = _wanted(call.x, call.wants), _wanted(call.tangents, call.t_wants)
         tensors = (*call.g, *call.h, *call.x, *call.tangents, *call.state, call.t_state.rstd)
-        groups = _module(call, "backward").dual_backward(*tensors, **kinds, wants=wants, t_wants=t_wants)
+        groups = module_of("norm", call.options.implementation, "backward").dual_backward(
+            *tensors, **kinds, wants=wants, t_wants=t_wants
+        )
         return tuple(absent(call.h.out) if y is None else y for group in groups for y in group)
 
     def reference(self, call: Forward) -> tuple[Tensor, ...]:
@@ -93,14 +99,6 @@ class NormFunctions(Functions):
 
     def dual_reference(self, call: DualForward) -> tuple[Tensor, ...]:
         return reference.dual_forward(*call.x, *call.tangents, **_numbers(call))
-
-
-def _module(call: Any, name: str) -> ModuleType:
-    if call.options.implementation == "aten":
-        return aten
-    from ...kernels.norm import backward, forward  # Triton may be absent
-
-    return {"forward": forward, "backward": backward}[name]
 
 
 def _numbers(call: Forward | DualForward) -> dict[str, Any]:
